@@ -1,0 +1,71 @@
+"""What a request asks for and what it gets back. The names are vLLM's, so that code written for one engine reads on the other."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How one prompt is continued.
+
+    n: samples drawn. temperature 0 is greedy. top_k 0 or -1 and top_p 1 switch truncation off (top_k is applied first, then top_p).
+    max_tokens: new tokens at most (the engine's max_length also ends a sample). stop: strings that end a sample and are cut off.
+    stop_token_ids: tokens that end it, beside the engine's own (</s>, <|im_end|>), which `ignore_eos` switches off.
+    seed: sample k of a request draws from the stream (seed, k), whatever else is in the batch; None takes a stream of the engine's.
+    logprobs: also return the log-probability of each chosen token under the model itself (temperature 1, nothing truncated).
+    thinking_budget: thinking tokens (counted from <think>) after which thinking is closed at the next newline, and in any case
+    `thinking_grace` tokens later; None leaves the model alone."""
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 256
+    stop: tuple[str, ...] | list[str] | str = ()
+    stop_token_ids: tuple[int, ...] | list[int] = ()
+    ignore_eos: bool = False
+    seed: int | None = None
+    logprobs: bool = False
+    thinking_budget: int | None = None
+    thinking_grace: int = 32
+
+    def __post_init__(self) -> None:
+        checks = (
+            (self.n >= 1, f"n must be at least 1, not {self.n}"),
+            (self.temperature >= 0, f"temperature must be 0 (greedy) or more, not {self.temperature}"),
+            (0 < self.top_p <= 1, f"top_p must be in (0, 1], not {self.top_p}"),
+            (self.top_k >= -1, f"top_k must be -1 or 0 (off) or more, not {self.top_k}"),
+            (self.max_tokens >= 1, f"max_tokens must be at least 1, not {self.max_tokens}"),
+            (self.thinking_budget is None or self.thinking_budget >= 0, f"thinking_budget must be 0 or more, not {self.thinking_budget}"),
+            (self.thinking_grace >= 0, f"thinking_grace must be 0 or more, not {self.thinking_grace}"),
+        )
+        for ok, message in checks:
+            if not ok:
+                raise ValueError(message)
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        if "" in self.stop:
+            raise ValueError("stop strings must not be empty")
+
+
+@dataclass
+class CompletionOutput:
+    """One sample. text leaves out the stop token or stop string; token_ids keeps the stop token. finish_reason: "stop", "length"
+    or "abort". forced counts the tokens a thinking budget put in the model's mouth; forced_positions says where."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    forced_positions: list[int] = field(default_factory=list)
+
+
+@dataclass
+class RequestOutput:
+    """All samples of one prompt, in order of k."""
+
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    prompt: str | None = None
