@@ -1,0 +1,105 @@
+"""Experts on sorted tokens: y_t = sum_k weight_tk * down_e relu(up_e x_t)², e = index_tk.
+
+`experts_reference` runs every expert on every token. `experts` sorts the (token, choice) pairs by expert, so that each expert multiplies one
+contiguous slice, and undoes the sort by gathering: no scatter, no zero-filled buffers, and sums in a fixed order (deterministic).
+Each product goes through `gemm(x [T,K], w [N,K]) -> [T,N]`, the hook of a precision policy.
+
+Shapes: T tokens, K choices a token, E experts, L width experts read and write, M their inner width.
+"""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Gemm = Callable[[Tensor, Tensor], Tensor]
+DENSE_TOKENS = 128  # at most this many (token, expert) products: one batched product over all experts beats a loop (decoding)
+
+
+class _ReluSquared(torch.autograd.Function):
+    """relu(x)²; keeps only x, and costs two passes each way."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return F.relu(x).square_()
+
+    @staticmethod
+    def backward(ctx, dy):
+        (x,) = ctx.saved_tensors
+        return F.relu(x).mul_(dy).mul_(2)
+
+
+def relu_squared(x: Tensor) -> Tensor:
+    """relu(x)², the activation of every MLP and expert here."""
+    return _ReluSquared.apply(x)
+
+
+def experts_reference(x_TL: Tensor, up_EML: Tensor, down_ELM: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+    """Every expert on every token, then the chosen ones weighted: the definition, E/K times the work."""
+    dense_TE = torch.zeros(x_TL.shape[0], up_EML.shape[0], dtype=weight_TK.dtype).scatter_add(1, index_TK, weight_TK)
+    inner_ETM = torch.relu(torch.einsum("tl,eml->etm", x_TL, up_EML)).square()
+    return torch.einsum("te,etm,elm->tl", dense_TE.to(x_TL.dtype), inner_ETM, down_ELM)
+
+
+def experts(x_TL: Tensor, up_EML: Tensor, down_ELM: Tensor, index_TK: Tensor, weight_TK: Tensor, *, gemm: Gemm = F.linear, load_E: Tensor | None = None) -> Tensor:
+    """Weighted sum of the chosen experts, [T,L] in the dtype of x, accumulated in float32 (the dtype of `weight`).
+
+    `load_E`: tokens per expert if the caller has counted them already.
+    """
+    tokens, choices = index_TK.shape
+    count = up_EML.shape[0]
+    if tokens * count <= DENSE_TOKENS and gemm is F.linear and not torch.is_grad_enabled():
+        return _experts_dense(x_TL, up_EML, down_ELM, index_TK, weight_TK)
+    flat = index_TK.reshape(-1)
+    order = torch.argsort(flat, stable=True)
+    loads = (torch.bincount(flat, minlength=count) if load_E is None else load_E).tolist()
+    place_TK = torch.empty_like(order)
+    place_TK[order] = torch.arange(order.numel(), device=order.device)
+    pieces = []
+    for x, up, down in zip(_Gather.apply(x_TL, order, place_TK, choices).split(loads), up_EML.unbind(0), down_ELM.unbind(0)):
+        if x.shape[0]:
+            pieces.append(gemm(relu_squared(gemm(x, up)), down))
+    out_TKL = _Permute.apply(torch.cat(pieces), place_TK, order).view(tokens, choices, -1)
+    return torch.bmm(weight_TK.to(out_TKL.dtype)[:, None], out_TKL)[:, 0] if out_TKL.dtype == weight_TK.dtype else \
+        (out_TKL * weight_TK[..., None]).sum(1).to(x_TL.dtype)
+
+
+def _experts_dense(x_TL: Tensor, up_EML: Tensor, down_ELM: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+    """A handful of tokens: all experts in one batched product, and the chosen ones picked by their weights."""
+    weight_ET = weight_TK.new_zeros(x_TL.shape[0], up_EML.shape[0]).scatter_(1, index_TK, weight_TK).t()
+    inner_ETM = F.relu_(x_TL @ up_EML.transpose(1, 2)).square_()
+    out_ETL = inner_ETM @ down_ELM.transpose(1, 2)
+    return (out_ETL * weight_ET[..., None]).sum(0).to(x_TL.dtype)
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of x for sorted (token, choice) pairs. The gradient gathers each token's K rows and sums them, instead of scattering into zeros."""
+
+    @staticmethod
+    def forward(ctx, x_TL, order, place, choices):
+        ctx.save_for_backward(place)
+        ctx.choices = choices
+        return x_TL.index_select(0, order // choices)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (place,) = ctx.saved_tensors
+        return dy.index_select(0, place).view(-1, ctx.choices, dy.shape[1]).sum(1), None, None, None
+
+
+class _Permute(torch.autograd.Function):
+    """A row permutation whose gradient is the inverse permutation."""
+
+    @staticmethod
+    def forward(ctx, x, permutation, inverse):
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, permutation)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (inverse,) = ctx.saved_tensors
+        return dy.index_select(0, inverse), None, None

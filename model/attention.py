@@ -1,0 +1,78 @@
+"""Grouped-query attention without positional encoding: order is the Mamba layers' business.
+
+Shapes: B batch, T new tokens, S positions in reach, H query heads, J key/value heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.cache import KeyValues, Step
+from model.config import HybridConfig
+from model.linear import Linear
+
+
+class Attention(nn.Module):
+    def __init__(self, config: HybridConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.q_proj = Linear(config.hidden_size, self.heads * self.head_dim)
+        self.k_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim)
+        self.v_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim)
+        self.o_proj = Linear(self.heads * self.head_dim, config.hidden_size)
+
+    def forward(self, x_BTE: Tensor, *, mask: Tensor | None = None, state: KeyValues | None = None, step: Step | None = None) -> Tensor:
+        """`mask` [B,1,T,T] bool: True where a query may look (packed documents); causal without it."""
+        batch, length, _ = x_BTE.shape
+        q_BHTD = self.q_proj(x_BTE).view(batch, length, self.heads, self.head_dim).transpose(1, 2)
+        k_BJTD = self.k_proj(x_BTE).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
+        v_BJTD = self.v_proj(x_BTE).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
+        if state is not None:
+            k_BJSD, v_BJSD = append(state, k_BJTD, v_BJTD, step)
+            if step.fresh:
+                k_BJSD, v_BJSD = k_BJTD, v_BJTD  # nothing came before: plain causal attention; padding is at the right, out of sight
+            else:
+                y_BHTD = _attend_cached(q_BHTD, k_BJSD, v_BJSD, step)
+                return self.o_proj(y_BHTD.transpose(1, 2).reshape(batch, length, -1))
+            k_BJTD, v_BJTD = k_BJSD, v_BJSD
+        y_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BJTD, v_BJTD, attn_mask=mask, is_causal=mask is None, enable_gqa=self.heads != self.kv_heads)
+        return self.o_proj(y_BHTD.transpose(1, 2).reshape(batch, length, -1))
+
+
+def append(state: KeyValues, k_BJTD: Tensor, v_BJTD: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    """Write the real new positions of every row; return keys and values [B,J,S,D] up to the longest row."""
+    rows = torch.arange(step.rows.start, step.rows.stop) if step.in_place else step.rows
+    if step.length == 1 and not step.ragged:
+        state.keys[rows, :, step.start_B] = k_BJTD[:, :, 0]
+        state.values[rows, :, step.start_B] = v_BJTD[:, :, 0]
+    else:
+        positions_BT = step.start_B[:, None] + torch.arange(step.length)
+        b, t = (step.valid_BT if step.ragged else torch.ones_like(positions_BT, dtype=torch.bool)).nonzero(as_tuple=True)
+        slot, position = rows[b], positions_BT[b, t]
+        state.keys[slot, :, position] = k_BJTD[b, :, t]
+        state.values[slot, :, position] = v_BJTD[b, :, t]
+    if step.in_place:
+        return state.keys[step.rows, :, :step.reach], state.values[step.rows, :, :step.reach]
+    return state.keys[:, :, :step.reach].index_select(0, step.rows), state.values[:, :, :step.reach].index_select(0, step.rows)
+
+
+def _attend_cached(q_BHTD: Tensor, k_BJSD: Tensor, v_BJSD: Tensor, step: Step) -> Tensor:
+    """Queries of one key/value head stacked into one product: decoding is bound by calls and reads, not by arithmetic."""
+    batch, heads, length, width = q_BHTD.shape
+    kv_heads = k_BJSD.shape[1]
+    if step.mask is None:
+        query_BT = step.start_B[:, None] + torch.arange(length)
+        step.mask = (torch.arange(step.reach) > query_BT[..., None])[:, None, None]  # [B,1,1,T,S]
+    q = q_BHTD.reshape(batch, kv_heads, -1, width)
+    scores = (q @ k_BJSD.transpose(-1, -2)).float().mul_(width ** -0.5).view(batch, kv_heads, heads // kv_heads, length, -1)
+    probabilities = scores.masked_fill_(step.mask, float("-inf")).softmax(-1).to(v_BJSD.dtype)
+    return (probabilities.view(batch, kv_heads, -1, step.reach) @ v_BJSD).view(batch, heads, length, width)
+
+
+def document_mask(seq_idx_BT: Tensor) -> Tensor:
+    """[B,1,T,T] bool: causal, and inside one document."""
+    length = seq_idx_BT.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=seq_idx_BT.device).tril_()
+    return ((seq_idx_BT[:, :, None] == seq_idx_BT[:, None, :]) & causal)[:, None]

@@ -1,0 +1,93 @@
+"""Everything a model remembers of running sequences, one slot each.
+
+A Mamba layer keeps the last conv_kernel - 1 inputs of its convolution and one float32 state, both of fixed size; an attention layer keeps keys and
+values for every position. Buffers are allocated once, for `slots` sequences of at most `max_length` tokens, and updated in place.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import torch
+from torch import Tensor
+
+
+class MambaState:
+    """conv [slots, W-1, conv_dim] (inputs before the convolution) and ssm [slots, H, P, N] float32."""
+
+    def __init__(self, config, slots: int, dtype: torch.dtype) -> None:
+        self.conv = torch.zeros(slots, config.conv_kernel - 1, config.conv_dim, dtype=dtype)
+        self.ssm = torch.zeros(slots, config.mamba_num_heads, config.mamba_head_dim, config.ssm_state_size)
+
+
+class KeyValues:
+    """keys and values [slots, KV heads, max_length, head_dim]."""
+
+    def __init__(self, config, slots: int, max_length: int, dtype: torch.dtype) -> None:
+        shape = slots, config.num_key_value_heads, max_length, config.head_dim
+        self.keys, self.values = torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
+
+
+class Cache:
+    """State of up to `slots` sequences. `cache.lengths` [slots] counts the tokens each has taken in.
+
+    Made from a model (its compute dtype decides that of keys, values and conv inputs) or from a config (float32 unless `dtype` says otherwise).
+    """
+
+    def __init__(self, lm_or_config, slots: int, max_length: int, dtype: torch.dtype | None = None) -> None:
+        if slots < 1 or max_length < 1:
+            raise ValueError(f"a cache needs at least one slot and one position, not slots={slots}, max_length={max_length}")
+        config = getattr(lm_or_config, "config", lm_or_config)
+        dtype = dtype or getattr(lm_or_config, "compute_dtype", torch.float32)
+        self.slots, self.max_length = slots, max_length
+        self.lengths = torch.zeros(slots, dtype=torch.long)
+        self.layers: list[MambaState | KeyValues | None] = [
+            MambaState(config, slots, dtype) if kind == "M" else KeyValues(config, slots, max_length, dtype) if kind == "*" else None
+            for kind in config.pattern]
+
+    def reset(self, slots: Sequence[int] | Tensor | None = None) -> None:
+        """Forget the given slots (all of them by default). Keys and values past a slot's length are never read, so they stay as they are."""
+        where = slice(None) if slots is None else torch.as_tensor(slots, dtype=torch.long)
+        self.lengths[where] = 0
+        for state in self.layers:
+            if isinstance(state, MambaState):
+                state.conv[where] = 0
+                state.ssm[where] = 0
+
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        tensors = [t for state in self.layers if state is not None for t in vars(state).values()]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+
+class Step:
+    """Where one call appends to a cache: rows, their lengths so far, and how many of the T new tokens are real in each.
+
+    `rows` is a slice where the slots are consecutive, so that states are updated in place, and an index tensor otherwise.
+    """
+
+    def __init__(self, cache: Cache, batch: int, length: int, slots, lengths) -> None:
+        chosen = list(range(batch)) if slots is None else [int(s) for s in slots]
+        if len(chosen) != batch or len(set(chosen)) != batch or min(chosen) < 0 or max(chosen) >= cache.slots:
+            raise ValueError(f"slots must be {batch} different numbers below {cache.slots}, not {chosen}")
+        consecutive = chosen == list(range(chosen[0], chosen[0] + batch))
+        self.rows = slice(chosen[0], chosen[0] + batch) if consecutive else torch.tensor(chosen)
+        self.in_place = consecutive
+        self.length = length
+        self.start_B = cache.lengths[self.rows]
+        new = [length] * batch if lengths is None else [int(n) for n in lengths]
+        if len(new) != batch or min(new) < 0 or max(new) > length:
+            raise ValueError(f"lengths must be {batch} numbers from 0 to {length}, not {new}")
+        self.ragged = min(new) < length
+        self.new_B = torch.tensor(new)
+        self.end_B = self.start_B + self.new_B
+        self.reach = int(self.end_B.max())  # positions any row has after this call
+        if self.reach > cache.max_length:
+            raise ValueError(f"a sequence of {self.reach} tokens does not fit the cache's max_length {cache.max_length}")
+        self.fresh = not bool(self.start_B.any())
+        if self.ragged:
+            self.valid_BT = torch.arange(length) < self.new_B[:, None]
+        self.mask = None  # attention mask, made by the first attention layer of the call
+
+    def close(self, cache: Cache) -> None:
+        cache.lengths[self.rows] = self.end_B

@@ -1,0 +1,115 @@
+"""The language model: embeddings, layers by the pattern, a final norm, an untied head, and the multi-token-prediction block beside them.
+
+Module names are those of the Hugging Face checkpoint (`layers.3.mixer.out_proj`), so that rules written on names read alike everywhere.
+Parameters are float32 masters; `compute_dtype` is the dtype activations and products run in. Router, SSM state, dt, A_log, D and the norms'
+statistics are float32 whatever it is.
+
+Shapes: B batch, T tokens, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.attention import document_mask
+from model.cache import Cache, Step
+from model.config import HybridConfig
+from model.initialize import initialize
+from model.layer import Layer, RMSNorm
+from model.linear import Linear, weight_in
+from model.moe import MoE
+from model.mtp import MTP, shift_ids
+
+
+class HybridLM(nn.Module):
+    """A hybrid Mamba-2 / attention / MoE language model.
+
+    The same (config, seed) gives the same parameters, bit for bit. Built under `torch.device("meta")` it allocates nothing.
+    """
+
+    def __init__(self, config: HybridConfig, seed: int = 0, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype = compute_dtype
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, _weight=torch.empty(config.vocab_size, config.hidden_size))
+        self.layers = nn.ModuleList(Layer(config, kind) for kind in config.pattern)
+        self.norm_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.mtp = MTP(config) if config.has_mtp else None
+        if not self.lm_head.weight.is_meta and seed is not None:
+            initialize(self, seed)
+
+    def forward(self, input_ids_BT: Tensor, *, seq_idx_BT: Tensor | None = None, cache: Cache | None = None, slots: Sequence[int] | Tensor | None = None,
+                lengths: Sequence[int] | Tensor | None = None) -> Tensor:
+        """Logits [B,T,V] float32; arguments as for `hidden`."""
+        return self.lm_head(self.hidden(input_ids_BT, seq_idx_BT=seq_idx_BT, cache=cache, slots=slots, lengths=lengths)).float()
+
+    def hidden(self, input_ids_BT: Tensor, *, seq_idx_BT: Tensor | None = None, cache: Cache | None = None, slots: Sequence[int] | Tensor | None = None,
+               lengths: Sequence[int] | Tensor | None = None) -> Tensor:
+        """Hidden states [B,T,D] after the final norm, in `compute_dtype`: what the head reads.
+
+        `seq_idx` numbers the documents packed in each row; none sees another. With `cache`, the tokens are appended to rows `slots` of it (0..B-1 by
+        default); rows are padded at the right, `lengths` counts their real tokens (T by default), and what comes out at padding is undefined.
+        """
+        x_BTD = self.embed(input_ids_BT)
+        if cache is None:
+            if slots is not None or lengths is not None:
+                raise ValueError("slots and lengths say where a cache is written; pass the cache too")
+            mask = document_mask(seq_idx_BT) if seq_idx_BT is not None and "*" in self.config.pattern else None
+            for layer in self.layers:
+                x_BTD = layer(x_BTD, seq_idx_BT=seq_idx_BT, mask=mask)
+            return self.norm_f(x_BTD)
+        if seq_idx_BT is not None:
+            raise ValueError("packed documents (seq_idx) cannot be appended to a cache: give each its own slot")
+        step = Step(cache, *input_ids_BT.shape, slots, lengths)
+        for layer, state in zip(self.layers, cache.layers):
+            x_BTD = layer(x_BTD, state=state, step=step)
+        step.close(cache)
+        return self.norm_f(x_BTD)
+
+    def mtp_hidden(self, h_BTD: Tensor, input_ids_BT: Tensor, seq_idx_BT: Tensor | None = None) -> list[Tensor]:
+        """Hidden states of each MTP depth d = 1..mtp_depth, [B,T,D], ready for `lm_head`: at t, depth d predicts token t+1+d.
+
+        `h_BTD` is `hidden(input_ids)`. Positions whose token t+d lies beyond the row or the document predict nothing of use.
+        """
+        if self.mtp is None:
+            raise ValueError("this model has no multi-token-prediction block (mtp_depth=0)")
+        mask = document_mask(seq_idx_BT) if seq_idx_BT is not None and "*" in self.config.mtp_pattern else None
+        outputs = []
+        for depth in range(1, self.config.mtp_depth + 1):
+            ahead_BTD = self.embed(shift_ids(input_ids_BT, depth, seq_idx_BT))
+            h_BTD = self.mtp(h_BTD, ahead_BTD, seq_idx_BT=seq_idx_BT, mask=mask)
+            outputs.append(h_BTD)
+        return outputs
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Token embeddings in `compute_dtype`."""
+        return F.embedding(input_ids, self.embeddings.weight).to(self.compute_dtype)
+
+    def moe_layers(self) -> Iterator[MoE]:
+        """Every MoE mixer, the MTP block's last: `last_load_E`, `last_aux_loss`, `update_bias`."""
+        return (module for module in self.modules() if isinstance(module, MoE))
+
+    def train(self, mode: bool = True) -> HybridLM:
+        """Switch mode, and drop the casts kept for generation."""
+        for module in self.modules():
+            module.__dict__.pop("_cast", None)
+        return super().train(mode)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, dtype: torch.dtype | None = torch.float32, compute_dtype: torch.dtype = torch.float32) -> HybridLM:
+        """Load a Hugging Face `NemotronH` folder. `dtype` is that of the parameters; None keeps the file's. ValueError names what is wrong in a bad file."""
+        from model.checkpoint import load
+
+        return load(path, dtype=dtype, compute_dtype=compute_dtype)
+
+    def save_pretrained(self, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write config.json and model.safetensors (Hugging Face names, MTP included) into folder `path`; `dtype` None keeps the parameters'."""
+        from model.checkpoint import save
+
+        save(self, path, dtype=dtype)
