@@ -1,0 +1,170 @@
+"""Prefect without ceremony: the same flows against an embedded server of this process's own, or against PREFECT_API_URL.
+
+Why not Prefect's own ephemeral mode: its server outlives a `kill -9` of the run, starts only when the first flow is
+called, and gives up after a fixed time. Ours starts while the heavy imports go on, dies with its parent (a Linux
+parent-death signal), keeps its database in the user's cache, and if it does not come up the work goes on without it.
+Everything here must run before `prefect` is imported, because Prefect reads its settings from the environment then.
+"""
+
+import ctypes
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipelines.errors import UserError
+
+STARTUP_SECONDS = 120.0  # a cold start takes 5-20 s on two busy cores; ten times that is a machine that cannot
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+# Offline and quiet: no telemetry, no UI, no log shipping; a step is minutes of work, so API calls may take their time.
+SETTINGS = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_LEVEL": "ERROR",
+    "PREFECT_LOGGING_TO_API_ENABLED": "false",
+    "PREFECT_API_REQUEST_TIMEOUT": "120",
+    "PREFECT_CLI_PROMPT": "false",
+}
+# Services a single run does not need: each is a loop in the server that wakes on the two cores the training wants.
+EMBEDDED_SETTINGS = {
+    "PREFECT_UI_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_FOREMAN_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_REPOSSESSOR_ENABLED": "false",
+}
+
+
+def cache_home() -> Path:
+    """The user's cache folder for Gristmill ($XDG_CACHE_HOME or ~/.cache)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gristmill"
+
+
+def prepare_environment() -> None:
+    """Set what Prefect must find when it is first imported; what the user has set stands."""
+    assert "prefect" not in sys.modules or "PREFECT_HOME" in os.environ, "prefect was imported before its environment was prepared"
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("PREFECT_HOME", str(cache_home() / "prefect"))
+
+
+@contextmanager
+def prefect_api(tell=lambda line: None) -> Iterator[bool]:
+    """Have a Prefect API for the time of a `with` block; yields whether there is one.
+
+    With PREFECT_API_URL set, that server is used (and must answer). Otherwise an embedded server runs for the block. If
+    it cannot start, `tell` is given one line and the block runs with False: the caller then works without Prefect.
+
+    Raises:
+        UserError: PREFECT_API_URL is set and nothing answers there.
+    """
+    prepare_environment()
+    url = os.environ.get("PREFECT_API_URL")
+    if url:
+        if not _healthy(url, seconds=10):
+            raise UserError(f"no Prefect server answers at PREFECT_API_URL={url}; start one (`prefect server start`) or unset it")
+        yield True
+        return
+    server = _start_server()
+    os.environ["PREFECT_API_URL"] = server.url
+    try:
+        import prefect  # noqa: F401  the import takes seconds; it goes on while the server starts
+
+        yield server.wait(STARTUP_SECONDS, tell)
+    finally:
+        server.stop()
+        del os.environ["PREFECT_API_URL"]
+
+
+class _Server:
+    def __init__(self, process: subprocess.Popen, url: str, log: Path):
+        self.process, self.url, self.log = process, url, log
+
+    def wait(self, seconds: float, tell) -> bool:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                tell(f"the embedded Prefect server stopped with code {self.process.returncode} (log: {self.log}); going on without Prefect")
+                return False
+            if _healthy(self.url, seconds=2):
+                return True
+            time.sleep(0.1)
+        tell(f"the embedded Prefect server did not start in {seconds:.0f} s (log: {self.log}); going on without Prefect")
+        return False
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def _start_server() -> _Server:
+    home = Path(os.environ["PREFECT_HOME"])
+    home.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = Path(tempfile.gettempdir()) / f"gristmill-prefect-{os.getpid()}.log"
+    environment = {**os.environ, **EMBEDDED_SETTINGS}
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.orchestration", str(port), str(os.getpid())],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+        )
+    return _Server(process, f"http://127.0.0.1:{port}/api", log)
+
+
+def _healthy(api_url: str, seconds: float) -> bool:
+    try:
+        with urllib.request.urlopen(f"{api_url.rstrip('/')}/health", timeout=seconds) as answer:
+            return answer.status == 200
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def _serve(port: int, parent: int) -> None:
+    """The embedded server's process: Prefect's own app under uvicorn, gone when its parent is gone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # the parent died before the signal was armed
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which then stops this server in order
+    with _own_database():
+        import uvicorn
+
+        uvicorn.run("prefect.server.api.server:create_app", factory=True, host="127.0.0.1", port=port, log_level="error", lifespan="on")
+
+
+@contextmanager
+def _own_database() -> Iterator[None]:
+    """The cache's database if no other run's server has it, else a database for this run alone: SQLite has one writer."""
+    home = Path(os.environ["PREFECT_HOME"])
+    with (home / "embedded.lock").open("w") as lock, tempfile.TemporaryDirectory(prefix="gristmill-prefect-") as folder:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.environ["PREFECT_API_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{folder}/prefect.db"
+        yield
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]), int(sys.argv[2]))

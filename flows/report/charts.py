@@ -1,0 +1,83 @@
+"""Curves and histograms as static SVG, drawn by Vega through altair: no script in the page, nothing to load.
+
+Vega writes colours into the SVG; we hand it stand-in colours and put CSS variables in their place, so that one drawing
+follows the page's light and dark themes.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+import vl_convert
+from markupsafe import Markup
+
+# stand-in -> CSS variable of page.css
+STAND_INS = {"#010101": "var(--ink)", "#020202": "var(--soft)", "#030303": "var(--rule)", "#040404": "var(--a)", "#050505": "var(--b)", "#060606": "var(--c)", "#070707": "var(--d)"}
+INK, SOFT, RULE, *SERIES = STAND_INS
+MAX_POINTS = 400  # of one line: more than the pixels it is drawn on
+
+
+def loss_curves(points: Sequence[Mapping[str, Any]], *, y: str, width: int = 360, height: int = 200) -> Markup:
+    """Lines over steps. `points`: mappings with `step`, `value` and `series`; a series of few points gets dots too."""
+    series = list(dict.fromkeys(point["series"] for point in points))
+    thin: list[Mapping[str, Any]] = []
+    for name in series:
+        line = [point for point in points if point["series"] == name]
+        stride = -(-len(line) // MAX_POINTS)
+        thin += line[::stride] if (len(line) - 1) % stride == 0 else [*line[::stride], line[-1]]
+    colour = alt.Color("series:N", scale=alt.Scale(domain=series, range=SERIES[: len(series)]), legend=alt.Legend(title=None, orient="top", symbolType="stroke") if len(series) > 1 else None)
+    table = alt.Data(values=[dict(point) for point in thin])
+    x_axis = alt.X("step:Q", title="step", axis=alt.Axis(grid=False, tickCount=6))
+    y_axis = alt.Y("value:Q", title=y, scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=5))
+    lines = alt.Chart(table).mark_line(strokeWidth=1.6, interpolate="linear").encode(x=x_axis, y=y_axis, color=colour)
+    few = [name for name in series if sum(point["series"] == name for point in thin) <= 40]
+    dots = alt.Chart(alt.Data(values=[dict(point) for point in thin if point["series"] in few])).mark_circle(size=26, opacity=1).encode(x=x_axis, y=y_axis, color=colour)
+    return _svg(lines + dots if few else lines, width, height)
+
+
+def accuracy_by_stage(rows: Sequence[Mapping[str, Any]], stages: Sequence[str], *, width: int = 560, height: int = 240) -> Markup:
+    """A line a task over the training stages. `rows`: mappings with `stage`, `task`, `accuracy` in [0, 1]."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    if len(tasks) > len(SERIES):  # more lines than colours: tasks in grey, their mean in ink
+        colour, dash = alt.value(SOFT), alt.value([1, 0])
+    else:
+        colour = alt.Color("task:N", scale=alt.Scale(domain=tasks, range=SERIES[: len(tasks)]), legend=alt.Legend(title=None, orient="top"))
+        dash = alt.value([1, 0])
+    chart = (
+        alt.Chart(alt.Data(values=[dict(row) for row in rows]))
+        .mark_line(point=alt.OverlayMarkDef(size=34, filled=True), strokeWidth=1.6)
+        .encode(
+            x=alt.X("stage:N", sort=list(stages), title=None, axis=alt.Axis(labelAngle=0, grid=False)),
+            y=alt.Y("accuracy:Q", title="accuracy", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=5)),
+            detail="task:N",
+            color=colour,
+            strokeDash=dash,
+        )
+    )
+    return _svg(chart, width, height)
+
+
+def histogram(rows: Sequence[Mapping[str, Any]], *, x: str, y: str, width: int = 360, height: int = 160) -> Markup:
+    """Bars over ordered classes. `rows`: mappings with `label` and `value`, in order."""
+    chart = (
+        alt.Chart(alt.Data(values=[dict(row) for row in rows]))
+        .mark_bar(color=SERIES[0], size=max(6, min(34, width // max(1, 2 * len(rows)))))
+        .encode(
+            x=alt.X("label:N", sort=[row["label"] for row in rows], title=x, axis=alt.Axis(labelAngle=0, grid=False, ticks=False)),
+            y=alt.Y("value:Q", title=y, axis=alt.Axis(tickCount=4)),
+        )
+    )
+    return _svg(chart, width, height)
+
+
+def _svg(chart: alt.TopLevelMixin, width: int, height: int) -> Markup:
+    styled = (
+        chart.properties(width=width, height=height, background="transparent", padding=4)
+        .configure_view(stroke=None)
+        .configure_axis(labelColor=SOFT, titleColor=SOFT, domainColor=RULE, tickColor=RULE, gridColor=RULE, labelFontSize=12, titleFontSize=12, titleFontWeight="normal", domain=False)
+        .configure_legend(labelColor=INK, labelFontSize=12)
+    )
+    svg = vl_convert.vegalite_to_svg(styled.to_json())
+    for stand_in, variable in STAND_INS.items():
+        svg = svg.replace(f'"{stand_in}"', f'"{variable}"')
+    return Markup(svg)

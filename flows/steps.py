@@ -1,0 +1,187 @@
+"""A job is a list of steps over one run folder; the files in the folder are the truth about which steps are finished.
+
+A step is a pure function from the run's context to a few figures, and a file that exists exactly when it is done. Neither
+knows Prefect. `run_step` skips what is finished, times what is not, and appends a line to RUN/timings.jsonl, so that the
+figures of a job interrupted five times are those of all its sittings.
+"""
+
+import json
+import os
+import resource
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipelines.cluster import Cluster, open_cluster
+from pipelines.errors import UserError
+from pipelines.progress import Progress, ProgressEvent, silent
+
+MEMORY_SAMPLE_SECONDS = 0.5
+
+
+@dataclass
+class Run:
+    """What a step may know: the folder, the recipe, how to spread work, whom to tell."""
+
+    folder: Path
+    recipe: Any
+    workers: int | None = None
+    scheduler: str | None = None
+    progress: Progress = silent
+    _cluster: Any = field(default=None, repr=False)
+    _open: Any = field(default=None, repr=False)
+
+    def path(self, *parts: str) -> Path:
+        return self.folder.joinpath(*parts)
+
+    def uri(self, *parts: str) -> str:
+        return str(self.path(*parts))
+
+    @property
+    def cluster(self) -> Cluster:
+        """The Dask cluster of the data stages, opened when the first step asks for it."""
+        if self._cluster is None:
+            self._open = open_cluster(self.workers, self.scheduler)
+            self._cluster = self._open.__enter__()
+        return self._cluster
+
+    def close_cluster(self) -> None:
+        """Give the workers' memory and cores back, as training wants all of both."""
+        if self._open is not None:
+            manager, self._open, self._cluster = self._open, None, None
+            manager.__exit__(None, None, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """`run(run)` does the work and returns figures; it is done exactly when `done(run)` says so from the files."""
+
+    name: str
+    run: Callable[[Run], Mapping[str, Any]]
+    done: Callable[[Run], bool]
+    spreads: bool = False  # over the Dask cluster; steps that do not spread run with the cluster closed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Steps that belong together: one Prefect subflow."""
+
+    name: str
+    steps: tuple[Step, ...]
+
+
+def run_step(step: Step, run: Run) -> dict[str, Any]:
+    """Do a step unless its files say it is done; returns its figures (of the sitting that finished it)."""
+    if step.done(run):
+        run.progress(ProgressEvent(step.name, 1, 1, "step", "done before"))
+        return finished(run.folder).get(step.name, {}).get("figures", {})
+    if not step.spreads:
+        run.close_cluster()
+    run.progress(ProgressEvent(step.name, 0, 1, "step"))
+    begun = time.time()
+    with peak_memory() as memory:
+        try:
+            figures = dict(step.run(run))
+        except BaseException:
+            _append(run.folder, {"step": step.name, "finished": False, "seconds": time.time() - begun, "peak_bytes": memory()})
+            raise
+    assert step.done(run), f"step {step.name} returned without leaving its file"
+    entry = {"step": step.name, "finished": True, "seconds": time.time() - begun, "peak_bytes": memory(), "figures": figures}
+    _append(run.folder, entry)
+    run.progress(ProgressEvent(step.name, 1, 1, "step", f"{entry['seconds']:.0f} s"))
+    return figures
+
+
+def timings(folder: Path) -> dict[str, dict[str, Any]]:
+    """Per step, over all sittings: seconds (summed), peak memory (largest), sittings, finished, figures."""
+    steps: dict[str, dict[str, Any]] = {}
+    path = folder / "timings.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the line a kill cut short: that sitting left no figure
+        step = steps.setdefault(entry["step"], {"seconds": 0.0, "peak_bytes": 0, "sittings": 0, "finished": False, "figures": {}})
+        step["seconds"] += entry["seconds"]
+        step["peak_bytes"] = max(step["peak_bytes"], entry["peak_bytes"])
+        step["sittings"] += 1
+        if entry["finished"]:
+            step["finished"], step["figures"] = True, entry["figures"]
+    return steps
+
+
+def finished(folder: Path) -> dict[str, dict[str, Any]]:
+    """The steps that were finished, in the order they were."""
+    return {name: entry for name, entry in timings(folder).items() if entry["finished"]}
+
+
+def claim_folder(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Make the folder this run's, or find that it is already.
+
+    Raises:
+        UserError: the folder holds another run, or something that is no run.
+    """
+    path = folder / "run.json"
+    if path.exists():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        different = [f"{key}: {there.get(key)!r} there, {value!r} here" for key, value in identity.items() if there.get(key) != value]
+        if different:
+            raise UserError(f"{folder}: output folder of another run: differs in {'; '.join(different)}; choose another --out or remove it")
+        return
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; --out wants a folder")
+    if folder.exists() and any(entry for entry in folder.iterdir() if not entry.name.startswith(".")):
+        raise UserError(f"{folder}: not empty and no run of this command (no run.json); choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, identity)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+@contextmanager
+def peak_memory() -> Iterator[Callable[[], int]]:
+    """Sample the resident bytes of this process and its children; yields a function that tells the peak so far."""
+    me = psutil.Process()
+    stop, peak = threading.Event(), [0]
+
+    def sample() -> int:
+        total = 0
+        for process in [me, *me.children(recursive=True)]:
+            try:
+                total += process.memory_info().rss
+            except psutil.NoSuchProcess:
+                continue  # it ended between the listing and the look
+        peak[0] = max(peak[0], total)
+        return peak[0]
+
+    def watch() -> None:
+        while not stop.wait(MEMORY_SAMPLE_SECONDS):
+            sample()
+
+    thread = threading.Thread(target=watch, name="peak-memory", daemon=True)
+    thread.start()
+    try:
+        yield sample
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _append(folder: Path, entry: Mapping[str, Any]) -> None:
+    entry = {**entry, "at": round(time.time(), 1), "cpu_seconds": round(resource.getrusage(resource.RUSAGE_SELF).ru_utime, 1)}
+    path = folder / "timings.jsonl"
+    cut = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write(("\n" if cut else "") + json.dumps(entry, ensure_ascii=False, default=str) + "\n")
