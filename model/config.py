@@ -141,20 +141,20 @@ class HybridConfig:
     @classmethod
     def tiny(cls, vocab_size: int = 4096, **changes: Any) -> HybridConfig:
         """The demo's model: every kind of layer of Super, small enough to train in minutes on two CPU cores."""
-        return cls._small(128, "MEM*EME", **dict(vocab_size=vocab_size) | changes)
+        return cls._small(128, "MEM*EME", dict(vocab_size=vocab_size) | changes)
 
     @classmethod
     def small(cls, vocab_size: int = 8192, **changes: Any) -> HybridConfig:
         """The next rung: twice tiny's width, 14 layers."""
-        return cls._small(256, "MEMEM*EMEMEM*E", **dict(vocab_size=vocab_size, n_routed_experts=16) | changes)
+        return cls._small(256, "MEMEM*EMEMEM*E", dict(vocab_size=vocab_size, n_routed_experts=16) | changes)
 
     @classmethod
     def medium(cls, vocab_size: int = 16384, **changes: Any) -> HybridConfig:
         """Four times tiny's width, 26 layers: an evening on one GPU."""
-        return cls._small(512, "MEMEM*EMEMEM*EMEMEM*EMEMEM", **dict(vocab_size=vocab_size, n_routed_experts=32, num_experts_per_tok=4) | changes)
+        return cls._small(512, "MEMEM*EMEMEM*EMEMEM*EMEMEM", dict(vocab_size=vocab_size, n_routed_experts=32, num_experts_per_tok=4) | changes)
 
     @classmethod
-    def _small(cls, hidden: int, pattern: str, **changes: Any) -> HybridConfig:
+    def _small(cls, hidden: int, pattern: str, changes: dict[str, Any]) -> HybridConfig:
         """Super's proportions at a small width: every matrix side a multiple of 32, as NVFP4 wants."""
         return cls(**dict(
             pattern=pattern, hidden_size=hidden, num_attention_heads=hidden // 32, num_key_value_heads=max(1, hidden // 128), head_dim=32,

@@ -1,0 +1,70 @@
+"""Sorted experts against every expert on every token: values, gradients, empty experts, the gemm hook, and determinism."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kernels import experts as room
+from kernels.experts import experts, experts_reference, relu_squared
+
+
+def inputs(tokens, count=6, choices=2, outer=16, inner=24, seed=0, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    normal = lambda *shape: torch.randn(*shape, dtype=dtype, generator=g)
+    index = torch.rand(tokens, count - 1, generator=g).topk(choices, 1)[1]  # the last expert gets nothing
+    return normal(tokens, outer), normal(count, inner, outer), normal(count, outer, inner), index, torch.rand(tokens, choices, dtype=dtype, generator=g)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 200])
+def test_values_and_gradients(tokens):
+    x, up, down, index, weight = inputs(tokens)
+    results = []
+    for run in (experts_reference, experts):
+        leaves = [t.clone().requires_grad_() for t in (x, up, down, weight)]
+        y = run(*leaves[:3], index, leaves[3])
+        y.square().sum().backward()
+        results.append([y] + [leaf.grad for leaf in leaves])
+    for slow, fast in zip(*results):
+        torch.testing.assert_close(fast, slow)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 16, 64])
+def test_few_tokens_without_gradient(tokens):
+    x, up, down, index, weight = inputs(tokens, dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(experts(x, up, down, index, weight), experts_reference(x, up, down, index, weight), rtol=1e-4, atol=1e-4)
+
+
+def test_gemm_hook_sees_every_product_and_the_gradient_goes_through_it():
+    x, up, down, index, weight = inputs(40)
+    seen = []
+
+    def gemm(x_TK, w_NK):
+        seen.append((x_TK.shape[0], tuple(w_NK.shape)))
+        return 2 * F.linear(x_TK, w_NK)
+
+    x.requires_grad_()
+    y = experts(x, up, down, index, weight, gemm=gemm)
+    torch.testing.assert_close(y, 8 * experts_reference(x, up, down, index, weight))  # relu² doubles twice
+    assert sum(rows for rows, shape in seen if shape == (24, 16)) == 80 and len(seen) == 2 * 5
+    y.sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_same_bits_twice():
+    x, up, down, index, weight = inputs(300, dtype=torch.float32)
+    assert torch.equal(experts(x, up, down, index, weight), experts(x, up, down, index, weight))
+
+
+def test_bf16_accumulates_in_float32():
+    x, up, down, index, weight = inputs(64, dtype=torch.float32)
+    exact = experts_reference(*(t.bfloat16().float() for t in (x, up, down)), index, weight)
+    y = experts(x.bfloat16(), up.bfloat16(), down.bfloat16(), index, weight)
+    assert y.dtype == torch.bfloat16
+    assert ((y.float() - exact).abs() <= 0.02 * exact.abs().max()).all()
+
+
+def test_relu_squared():
+    x = torch.randn(50, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(relu_squared, (x,))
+    assert torch.equal(relu_squared(x), torch.relu(x) ** 2)
