@@ -37,7 +37,7 @@ def train_tokenizer(
 
     Args:
         datasets: URIs of closed datasets with a string column `column`, or with chat `messages`.
-        vocab_size: tokens in all, the special ones and the 256 bytes included.
+        vocab_size: tokens in all, the special ones and the 256 bytes included; fewer when the text has no more pairs to merge.
         out: path of the file, or of a folder to put `tokenizer.json` into.
         special_tokens: they take the ids 0, 1, 2, ... in this order.
         max_bytes: stop reading a dataset after so many bytes of text (from its start, so the result stays reproducible).
