@@ -54,6 +54,20 @@ class Cache:
                 state.conv[where] = 0
                 state.ssm[where] = 0
 
+    def copy(self, source: Sequence[int], target: Sequence[int]) -> None:
+        """Slots `target` become copies of slots `source`, pair by pair; no slot may be in both."""
+        if not source:
+            return
+        reach = int(self.lengths[source].max())
+        self.lengths[target] = self.lengths[source]
+        for state in self.layers:
+            if isinstance(state, MambaState):
+                state.conv[target] = state.conv[source]
+                state.ssm[target] = state.ssm[source]
+            elif isinstance(state, KeyValues):
+                state.keys[target, :, :reach] = state.keys[source, :, :reach]
+                state.values[target, :, :reach] = state.values[source, :, :reach]
+
     def nbytes(self) -> int:
         """Bytes of all buffers."""
         tensors = [t for state in self.layers if state is not None for t in vars(state).values()]

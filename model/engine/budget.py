@@ -15,13 +15,20 @@ _OFF, _BEFORE, _THINKING, _CLOSED = range(4)
 
 
 class ThinkingBudget:
-    """Thinking state of every slot. `newline_V`: bool [V], tokens whose text ends a line."""
+    """Thinking state of every slot. Costs nothing until `enable` is called, with newline_V: bool [V], tokens with a newline in them."""
 
-    def __init__(self, slots: int, think_id: int, end_ids: list[int], newline_V: np.ndarray) -> None:
-        self.think_id, self.end_ids, self.newline_V = think_id, np.asarray(end_ids, dtype=np.int64), newline_V
+    def __init__(self, slots: int, think_id: int, end_ids: list[int]) -> None:
+        self.think_id, self.end_ids, self.newline_V = think_id, np.asarray(end_ids, dtype=np.int64), np.zeros(0, dtype=bool)
         self.phase_S = np.full(slots, _OFF, dtype=np.int8)
         self.budget_S, self.grace_S, self.count_S, self.forced_S = (np.zeros(slots, dtype=np.int64) for _ in range(4))
         self.after_newline_S = np.zeros(slots, dtype=bool)
+
+    @property
+    def used(self) -> bool:
+        return len(self.newline_V) > 0
+
+    def enable(self, newline_V: np.ndarray) -> None:
+        self.newline_V = newline_V
 
     def start(self, slot: int, prompt_ids: list[int], budget: int | None, grace: int) -> None:
         """Reads the prompt: thinking may already be open at its end."""
@@ -53,3 +60,8 @@ class ThinkingBudget:
         opened = (self.phase_S[slots_A] == _BEFORE) & (tokens_A == self.think_id)
         self.phase_S[slots_A[opened]] = _THINKING
         self.count_S[slots_A[opened]] = 0
+
+    def copy(self, source: list[int], target: list[int]) -> None:
+        """Slots `target` take over the state of slots `source`."""
+        for values in (self.phase_S, self.budget_S, self.grace_S, self.count_S, self.forced_S, self.after_newline_S):
+            values[target] = values[source]

@@ -1,0 +1,145 @@
+"""The in-repo generation engine: prompts in, samples out, the same ones every time.
+
+    Engine(lm, tokenizer).generate(["..."], SamplingParams(n=4, temperature=1.0, seed=7))
+
+A sample depends on (weights, prompt, params, seed, k) only: in float32 the same alone as in any batch, up to the rounding of matrix
+products, which depends on their shape and can only matter where two tokens are equally likely to the last bits. Calls with
+the same arguments in the same order are equal bit for bit.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence as Seq
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from model import chat
+from model.cache import Cache
+from model.engine.budget import ThinkingBudget
+from model.engine.params import CompletionOutput, RequestOutput, SamplingParams
+from model.engine.scheduler import Scheduler, Sequence
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from model.lm import HybridLM
+
+
+class Engine:
+    """Generates with a HybridLM in the dtype of its parameters.
+
+    max_slots: sequences that run at once. max_length: tokens of prompt and sample together. seed: where requests without a seed of
+    their own draw from, in order of arrival. The cache is allocated at first use and kept; weights may change between calls."""
+
+    def __init__(self, lm: HybridLM, tokenizer: Tokenizer, *, max_slots: int = 64, max_length: int = 1024, seed: int = 0) -> None:
+        if max_slots < 1 or max_length < 2:
+            raise ValueError(f"the engine needs at least 1 slot and a length of 2, not {max_slots} and {max_length}")
+        self.lm, self.tokenizer, self.max_slots, self.max_length, self.seed = lm, tokenizer, max_slots, max_length, seed
+        self.eos_ids = [i for i in map(tokenizer.token_to_id, (chat.EOS, chat.IM_END)) if i is not None]
+        self._arrived = 0
+
+    def generate(self, prompts: Seq[str | list[int]], params: SamplingParams | Seq[SamplingParams] | None = None) -> list[RequestOutput]:
+        """Continue every prompt; outputs in the order of prompts, samples in the order of k.
+
+        A string prompt may spell special tokens (it is trusted; build untrusted ones with `model.chat.encode_prompt`). Raises ValueError for
+        an empty prompt, one that leaves no room to write, or params that do not match the prompts."""
+        params = params or SamplingParams()
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts but {len(each)} SamplingParams")
+        outputs, sequences = [], []
+        for prompt, wanted in zip(prompts, each):
+            request = self.request(prompt, wanted)
+            outputs.append(RequestOutput([*request[0].prompt_ids], [s.output for s in request], prompt if isinstance(prompt, str) else None))
+            sequences += request
+        training = self.lm.training
+        self.lm.eval()  # also drops weights cast for an earlier call
+        try:
+            for sequence in sequences:
+                self.scheduler.add(sequence)
+            while self.scheduler.busy:
+                self.scheduler.step()
+        except BaseException:
+            self.__dict__.pop("scheduler", None)  # half-done sequences must not leak into the next call
+            raise
+        finally:
+            self.lm.train(training)
+        self.write_texts(sequences)
+        return outputs
+
+    def request(self, prompt: str | list[int], params: SamplingParams) -> list[Sequence]:
+        """The n sequences of a prompt, ready for `scheduler.add` (servers add them one by one while others run)."""
+        ids = self._ids(prompt)
+        vocabulary = self.lm.config.vocab_size
+        if not ids:
+            raise ValueError("the prompt is empty")
+        if len(ids) >= self.max_length:
+            raise ValueError(f"the prompt has {len(ids)} tokens; max_length {self.max_length} leaves no room to write")
+        if min(ids) < 0 or max(ids) >= vocabulary:
+            raise ValueError(f"the prompt holds token ids outside 0..{vocabulary - 1}")
+        if any(not 0 <= i < vocabulary for i in params.stop_token_ids):
+            raise ValueError(f"stop_token_ids must lie in 0..{vocabulary - 1}")
+        seed = params.seed
+        if seed is None:
+            seed = (self.seed + 1 << 64) + self._arrived  # beyond 64 bits: disjoint from seeds people choose
+            self._arrived += 1
+        if params.thinking_budget is not None:
+            self.scheduler.budget.enable(self.newline_V)
+        limit = min(params.max_tokens, self.max_length - len(ids))
+        check = self._stop_check(params.stop) if params.stop else None
+        return [Sequence(ids, params, seed, limit, CompletionOutput(k), stop_check=check) for k in range(params.n)]
+
+    def write_texts(self, sequences: list[Sequence]) -> None:
+        """Fill in the text of finished sequences: without the token or string that stopped them."""
+        kept = [s.output.token_ids[:-1] if isinstance(s.output.stop_reason, int) else s.output.token_ids for s in sequences]
+        for sequence, text in zip(sequences, self.tokenizer.decode_batch(kept, skip_special_tokens=False)):
+            reason = sequence.output.stop_reason
+            sequence.output.text = text[:text.index(reason)] if isinstance(reason, str) else text
+
+    @cached_property
+    def scheduler(self) -> Scheduler:
+        end_thinking = self.tokenizer.token_to_id(chat.END_THINK)
+        think = self.tokenizer.token_to_id(chat.THINK)
+        budget = ThinkingBudget(self.max_slots, think if think is not None else -1, [end_thinking if end_thinking is not None else 0])
+        return Scheduler(self.lm, Cache(self.lm, self.max_slots, self.max_length), budget, self.eos_ids)
+
+    @cached_property
+    def token_texts(self) -> list[str]:
+        """What each token says by itself; bytes of a split character appear as U+FFFD."""
+        return self.tokenizer.decode_batch([[i] for i in range(self.lm.config.vocab_size)], skip_special_tokens=False)
+
+    @cached_property
+    def newline_V(self) -> np.ndarray:
+        if self.tokenizer.token_to_id(chat.END_THINK) is None or self.tokenizer.token_to_id(chat.THINK) is None:
+            raise ValueError("a thinking budget needs a tokenizer with <think> and </think>")
+        return np.array(["\n" in text for text in self.token_texts])
+
+    def _ids(self, prompt: str | list[int]) -> list[int]:
+        if not isinstance(prompt, str):
+            return [int(i) for i in prompt]
+        before, self.tokenizer.encode_special_tokens = self.tokenizer.encode_special_tokens, False
+        try:
+            return self.tokenizer.encode(prompt, add_special_tokens=False).ids
+        finally:
+            self.tokenizer.encode_special_tokens = before
+
+    def _stop_check(self, stops: tuple[str, ...]) -> Callable[[list[int], int], str | None]:
+        """Finds the first stop string in what was written; looks only when the newest token could have completed one."""
+        lasts = {s[-1] for s in stops}
+        candidates = _candidates(tuple(self.token_texts), frozenset(lasts))
+
+        def check(written: list[int], newest: int) -> str | None:
+            if not candidates[newest]:
+                return None
+            text = self.tokenizer.decode(written, skip_special_tokens=False)
+            found = [(text.index(s), s) for s in stops if s in text]
+            return min(found)[1] if found else None
+
+        return check
+
+
+@lru_cache(maxsize=32)
+def _candidates(token_texts: tuple[str, ...], lasts: frozenset[str]) -> np.ndarray:
+    wanted = lasts | {"\N{REPLACEMENT CHARACTER}"}
+    return np.array([any(character in text for character in wanted) for text in token_texts])
