@@ -79,13 +79,9 @@ def test_mistakes_are_told(trained, tmp_path):
         train_tokenizer([dataset(tmp_path, "numbers", [{"id": "a", "n": 1}])], 300, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "smollm2", "neox"])
-def test_any_tokenizer_json_is_taken(shared_data, name):
-    found = [path for path in (shared_data / "tokenizers").rglob("*.json") if name in str(path).lower().replace("-", "")]
-    found = [path for path in found if path.name.endswith("tokenizer.json")]
-    if not found:
-        pytest.skip(f"no tokenizer.json of {name} among the shared data")
-    tokenizer = load_tokenizer(found[0])
+def test_any_tokenizer_json_is_taken(shared_data):
+    tokenizer = load_tokenizer(shared_data / "tokenizers/gpt-neox-dolma")
     text = "The mill grinds <|endoftext|> 345 sacks."
     assert tokenizer.decode(encode(tokenizer, text), skip_special_tokens=False) == text
     assert tokenizer.token_to_id("<|endoftext|>") not in encode(tokenizer, text)
+    assert tokenizer.token_to_id("<|endoftext|>") in encode(tokenizer, text, allow_special=True)
