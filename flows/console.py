@@ -16,6 +16,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from flows.steps import STEP
 from pipelines.progress import Progress, ProgressEvent, silent
 
 SECONDS_BETWEEN_LINES = 5.0  # in a log file; the first and the last event of a stage are always told
@@ -42,12 +43,23 @@ class _LivePanel:
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, event: ProgressEvent) -> None:
+        if event.unit == STEP:
+            self._step(event)
+            return
         fields = {"unit": event.unit, "note": escape(event.note)}
         task = self._tasks.get(event.stage)
-        if task is None or (self.bars.tasks[self.bars.task_ids.index(task)].finished and event.done < event.total):
+        if task is None:
             self._tasks[event.stage] = self.bars.add_task(escape(event.stage), total=event.total or None, completed=event.done, **fields)
         else:
             self.bars.update(task, total=event.total or None, completed=event.done, **fields)
+
+    def _step(self, event: ProgressEvent) -> None:
+        """A step that ends takes its bars with it and leaves one line."""
+        if not event.done:
+            return
+        for stage in [stage for stage in self._tasks if stage.split(" · ")[0] == event.stage]:
+            self.bars.remove_task(self._tasks.pop(stage))
+        err.print(f"[green]✓[/] {escape(event.stage)}  [dim]{escape(event.note)}[/]")
 
 
 class _Lines:

@@ -20,6 +20,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from pipelines.errors import UserError
 
@@ -91,7 +92,7 @@ def prefect_api(tell=lambda line: None) -> Iterator[bool]:
 
 class _Server:
     def __init__(self, process: subprocess.Popen, url: str, log: Path):
-        self.process, self.url, self.log = process, url, log
+        self.process, self.url, self.log, self.reached = process, url, log, False
 
     def wait(self, seconds: float, tell) -> bool:
         deadline = time.monotonic() + seconds
@@ -100,6 +101,7 @@ class _Server:
                 tell(f"the embedded Prefect server stopped with code {self.process.returncode} (log: {self.log}); going on without Prefect")
                 return False
             if _healthy(self.url, seconds=2):
+                self.reached = True
                 return True
             time.sleep(0.1)
         tell(f"the embedded Prefect server did not start in {seconds:.0f} s (log: {self.log}); going on without Prefect")
@@ -112,6 +114,8 @@ class _Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        if self.reached:
+            self.log.unlink(missing_ok=True)
 
 
 def _start_server() -> _Server:
@@ -148,22 +152,21 @@ def _serve(port: int, parent: int) -> None:
     if os.getppid() != parent:  # the parent died before the signal was armed
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which then stops this server in order
-    with _own_database():
-        import uvicorn
+    lock = _own_database()
+    import uvicorn
 
-        uvicorn.run("prefect.server.api.server:create_app", factory=True, host="127.0.0.1", port=port, log_level="error", lifespan="on")
+    uvicorn.run("prefect.server.api.server:create_app", factory=True, host="127.0.0.1", port=port, log_level="error", lifespan="on")
+    lock.close()
 
 
-@contextmanager
-def _own_database() -> Iterator[None]:
-    """The cache's database if no other run's server has it, else a database for this run alone: SQLite has one writer."""
-    home = Path(os.environ["PREFECT_HOME"])
-    with (home / "embedded.lock").open("w") as lock, tempfile.TemporaryDirectory(prefix="gristmill-prefect-") as folder:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.environ["PREFECT_API_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{folder}/prefect.db"
-        yield
+def _own_database() -> TextIO:
+    """The cache's database if no other run's server has it, else one in memory: SQLite has one writer. Returns the lock."""
+    lock = (Path(os.environ["PREFECT_HOME"]) / "embedded.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.environ["PREFECT_API_DATABASE_CONNECTION_URL"] = "sqlite+aiosqlite:///file::memory:?cache=shared&uri=true&check_same_thread=false"
+    return lock
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
 """A job is a list of steps over one run folder; the files in the folder are the truth about which steps are finished.
 
 A step is a pure function from the run's context to a few figures, and a file that exists exactly when it is done. Neither
-knows Prefect. `run_step` skips what is finished, times what is not, and appends a line to RUN/timings.jsonl, so that the
-figures of a job interrupted five times are those of all its sittings.
+knows Prefect. `run_step` skips what is finished, times what is not, and appends lines to RUN/timings.jsonl, so that the
+figures of a job that was interrupted five times are those of all its sittings.
 """
 
 import json
+import logging
 import os
-import resource
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,11 @@ import psutil
 from pipelines.cluster import Cluster, open_cluster
 from pipelines.errors import UserError
 from pipelines.progress import Progress, ProgressEvent, silent
+from pipelines.recipe import Recipe
 
 MEMORY_SAMPLE_SECONDS = 0.5
+HEARTBEAT_SECONDS = 5.0
+STEP = "step"  # the unit of events that say a step begins (0 of 1) or is done (1 of 1)
 
 
 @dataclass
@@ -33,7 +36,8 @@ class Run:
     recipe: Any
     workers: int | None = None
     scheduler: str | None = None
-    progress: Progress = silent
+    tell: Progress = silent
+    step: str = ""
     _cluster: Any = field(default=None, repr=False)
     _open: Any = field(default=None, repr=False)
 
@@ -43,10 +47,18 @@ class Run:
     def uri(self, *parts: str) -> str:
         return str(self.path(*parts))
 
+    def progress(self, event: ProgressEvent) -> None:
+        """The `Progress` a step hands down: what happens inside a step is told under the step's name."""
+        self.tell(event if event.stage == self.step else replace(event, stage=f"{self.step} · {event.stage}"))
+
     @property
     def cluster(self) -> Cluster:
         """The Dask cluster of the data stages, opened when the first step asks for it."""
         if self._cluster is None:
+            if self.workers != 0:
+                import distributed  # noqa: F401  its import sets levels; ours come after
+
+                logging.getLogger("distributed").setLevel(logging.ERROR)
             self._open = open_cluster(self.workers, self.scheduler)
             self._cluster = self._open.__enter__()
         return self._cluster
@@ -76,43 +88,73 @@ class Group:
     steps: tuple[Step, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A recipe's model, the identity a run folder is claimed with, and the steps in order."""
+
+    name: str
+    recipe: type[Recipe]
+    identity: Callable[[Any], Mapping[str, Any]]
+    groups: Callable[[Any], Sequence[Group]]
+    tables: Callable[[Path], Mapping[str, Sequence[Mapping[str, Any]]]]  # what a finished run shows, by title
+
+
+def run_plainly(job: Job, run: Run) -> None:
+    """Do a job's steps in order, in this process, without Prefect."""
+    try:
+        for group in job.groups(run.recipe):
+            for step in group.steps:
+                run_step(step, run)
+    finally:
+        run.close_cluster()
+
+
 def run_step(step: Step, run: Run) -> dict[str, Any]:
     """Do a step unless its files say it is done; returns its figures (of the sitting that finished it)."""
     if step.done(run):
-        run.progress(ProgressEvent(step.name, 1, 1, "step", "done before"))
+        run.tell(ProgressEvent(step.name, 1, 1, STEP, "done before"))
         return finished(run.folder).get(step.name, {}).get("figures", {})
     if not step.spreads:
         run.close_cluster()
-    run.progress(ProgressEvent(step.name, 0, 1, "step"))
+    run.step = step.name
+    run.tell(ProgressEvent(step.name, 0, 1, STEP))
+    _append(run.folder, {"step": step.name, "begun": True})
     begun = time.time()
-    with peak_memory() as memory:
-        try:
-            figures = dict(step.run(run))
-        except BaseException:
-            _append(run.folder, {"step": step.name, "finished": False, "seconds": time.time() - begun, "peak_bytes": memory()})
-            raise
+    with peak_memory() as memory, _heartbeat(run.folder, step.name, begun, memory):
+        figures = dict(step.run(run))
     assert step.done(run), f"step {step.name} returned without leaving its file"
     entry = {"step": step.name, "finished": True, "seconds": time.time() - begun, "peak_bytes": memory(), "figures": figures}
     _append(run.folder, entry)
-    run.progress(ProgressEvent(step.name, 1, 1, "step", f"{entry['seconds']:.0f} s"))
+    run.tell(ProgressEvent(step.name, 1, 1, STEP, f"{entry['seconds']:.1f} s"))
     return figures
 
 
 def timings(folder: Path) -> dict[str, dict[str, Any]]:
-    """Per step, over all sittings: seconds (summed), peak memory (largest), sittings, finished, figures."""
+    """Per step, over all sittings: seconds (summed), peak memory (largest), sittings, finished, figures.
+
+    A sitting that was killed counts up to its last heartbeat.
+    """
     steps: dict[str, dict[str, Any]] = {}
     path = folder / "timings.jsonl"
+    open_seconds: dict[str, float] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:
-            continue  # the line a kill cut short: that sitting left no figure
-        step = steps.setdefault(entry["step"], {"seconds": 0.0, "peak_bytes": 0, "sittings": 0, "finished": False, "figures": {}})
-        step["seconds"] += entry["seconds"]
+            continue  # a kill cut the line short
+        name = entry["step"]
+        step = steps.setdefault(name, {"seconds": 0.0, "peak_bytes": 0, "sittings": 0, "finished": False, "figures": {}})
+        if entry.get("begun"):
+            step["seconds"] += open_seconds.pop(name, 0.0)
+            step["sittings"] += 1
+            continue
         step["peak_bytes"] = max(step["peak_bytes"], entry["peak_bytes"])
-        step["sittings"] += 1
+        open_seconds[name] = entry["seconds"]
         if entry["finished"]:
+            step["seconds"] += open_seconds.pop(name)
             step["finished"], step["figures"] = True, entry["figures"]
+    for name, seconds in open_seconds.items():
+        steps[name]["seconds"] += seconds
     return steps
 
 
@@ -179,9 +221,29 @@ def peak_memory() -> Iterator[Callable[[], int]]:
         thread.join()
 
 
+@contextmanager
+def _heartbeat(folder: Path, step: str, begun: float, memory: Callable[[], int]) -> Iterator[None]:
+    """Note every few seconds how far a step has come: all that a killed sitting leaves of its time."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(HEARTBEAT_SECONDS):
+            _append(folder, {"step": step, "finished": False, "seconds": round(time.time() - begun, 1), "peak_bytes": memory()})
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
 def _append(folder: Path, entry: Mapping[str, Any]) -> None:
-    entry = {**entry, "at": round(time.time(), 1), "cpu_seconds": round(resource.getrusage(resource.RUSAGE_SELF).ru_utime, 1)}
     path = folder / "timings.jsonl"
-    cut = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-    with path.open("a", encoding="utf-8") as file:
-        file.write(("\n" if cut else "") + json.dumps(entry, ensure_ascii=False, default=str) + "\n")
+    with path.open("ab+") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+        cut = end and file.read(1) != b"\n"
+        file.write((("\n" if cut else "") + json.dumps(entry, ensure_ascii=False, default=str) + "\n").encode())
