@@ -1,0 +1,205 @@
+"""Curation: crawl files -> the documents worth training on, and every other record with the reason it left.
+
+    read -> URL -> extract -> language -> signals -> rules
+
+A record leaves at the first step that refuses it; its row says which rule ("family.rule"), on which value, against which
+bound. What was measured is kept beside the text (`signals`), so thresholds can be changed later without reading a page
+again (`pipelines.select`).
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, field_validator
+
+from filters.families import FAMILIES
+from filters.language import detect
+from filters.pii import mask_pii
+from filters.rules import Bound, Rule, decide
+from filters.signals import SIGNAL_TYPE, measure
+from filters.urls import UrlRules, host_of
+from pipelines.cluster import Cluster
+from pipelines.dataset import DOCUMENT_SCHEMA, Dataset
+from pipelines.extract import extract
+from pipelines.extract.page import tidy
+from pipelines.progress import Progress, silent
+from pipelines.read import Record, plan_parts, records
+from pipelines.read.parts import PART_BYTES
+from pipelines.read.record import MAX_BODY
+from pipelines.recipe import Recipe
+from pipelines.stage import PartOutput, Stage, run_stage
+
+_PAGE = [("canonical_url", pa.string()), ("charset", pa.string()), ("extraction", pa.string())]  # extraction: the pass that gave the text
+KEPT_SCHEMA = pa.schema([*DOCUMENT_SCHEMA, *[pa.field(name, kind) for name, kind in _PAGE], pa.field("signals", SIGNAL_TYPE)])
+REJECTED_SCHEMA = pa.schema([*KEPT_SCHEMA, pa.field("reason", pa.string()), pa.field("detail", pa.string())])
+BATCH_ROWS, BATCH_CHARACTERS = 128, 16 << 20  # what a part holds in memory at once
+_DATE = re.compile(r"(\d{4})-?(\d\d)-?(\d\d)(?:[T ]?(\d\d):?(\d\d):?(\d\d)?)?")
+
+
+class Threshold(Recipe):
+    """A rule's bound in a recipe; both ends open switches the rule off."""
+
+    min: float | None = None
+    max: float | None = None
+
+
+class CurateRecipe(Recipe):
+    """What is kept of a crawl. The defaults are the families' published thresholds."""
+
+    families: tuple[str, ...] = Field(
+        ("language", "gopher_repetition", "gopher_quality", "c4", "fineweb"), description="rule families, in the order in which they are applied"
+    )
+    thresholds: dict[str, Threshold] = Field({}, description='bounds that replace published ones, by "family.rule" or "family"')
+    languages: tuple[str, ...] = Field((), description="lid.176 codes to keep; empty keeps every language")
+    mask: tuple[Literal["emails", "ips", "phones"], ...] = Field(("emails", "ips"), description="personal data replaced by stand-ins, as FineWeb does")
+    block_domains: tuple[str, ...] = Field((), description="domains whose pages, and whose subdomains' pages, are refused")
+    block_words: tuple[str, ...] = Field((), description="words of which one in a URL refuses its page")
+    max_body: int = Field(MAX_BODY, gt=0, description="bytes of an inflated body beyond which a page is refused unread")
+    part_bytes: int = Field(PART_BYTES, gt=0, description="stored bytes of input a part")
+
+    @field_validator("families")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in names if name not in FAMILIES]:
+            raise ValueError(f"no rule family {unknown[0]}; known: {', '.join(FAMILIES)}")
+        return names
+
+    @field_validator("thresholds")
+    @classmethod
+    def _exists(cls, thresholds: dict[str, Threshold]) -> dict[str, Threshold]:
+        known = set(FAMILIES) | {rule.reason for family in FAMILIES.values() for rule in family}
+        if unknown := [name for name in thresholds if name not in known]:
+            raise ValueError(f"no rule {unknown[0]} to set a threshold of")
+        return thresholds
+
+    def rules(self) -> list[tuple[Rule, ...]]:
+        return [FAMILIES[name] for name in self.families]
+
+    def bounds(self) -> dict[str, Bound]:
+        return {name: Bound(threshold.min, threshold.max) for name, threshold in self.thresholds.items()}
+
+
+def curate(
+    inputs: Sequence[str], recipe: CurateRecipe, out: str, cluster: Cluster | None = None, progress: Progress = silent, name: str | None = None
+) -> Dataset:
+    """Curate crawl files (see `pipelines.crawl.sources.resolve`) into a dataset at `out`; finishes an interrupted run.
+
+    Raises:
+        UserError: an input is missing or of no known kind, or `out` belongs to another run.
+    """
+    return run_stage(STAGE, inputs, recipe, out, cluster=cluster, progress=progress, name=name)
+
+
+def _plan(inputs: Sequence[str], recipe: CurateRecipe) -> list[dict[str, Any]]:
+    return plan_parts(inputs, recipe.part_bytes)
+
+
+def _run(payload: dict[str, Any], recipe: CurateRecipe, output: PartOutput) -> None:
+    urls = UrlRules.of(domains=recipe.block_domains, hard=recipe.block_words)
+    for rows in _batches(_read(payload, recipe, urls)):
+        kept, rejected = judge(rows, recipe)
+        output.read(len(rows))
+        output.write(kept, rejected)
+        if kept.num_rows:
+            output.count(words=pc.sum(pc.struct_field(kept["signals"], "words")).as_py(), characters=pc.sum(pc.struct_field(kept["signals"], "characters")).as_py())
+
+
+STAGE = Stage(name="curate", version=1, plan=_plan, run=_run)
+
+
+def _read(payload: dict[str, Any], recipe: CurateRecipe, urls: UrlRules) -> Iterator[dict[str, Any]]:
+    """A row a record: document columns, and `reason` where it is refused already."""
+    for record in records(payload, recipe.max_body):
+        row = _row(record)
+        if not row["reason"]:
+            row["reason"], row["detail"] = urls.judge(record.url)
+        if not row["reason"]:
+            _extract(row, record, recipe)
+        yield row
+
+
+def _row(record: Record) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "text": "",
+        "url": record.url,
+        "host": host_of(record.url),
+        "title": str(record.columns.get("title") or ""),
+        "captured_at": captured_at(record.date),
+        "language": "",
+        "language_score": 0.0,
+        "license": "",
+        "source": record.source,
+        "offset": record.offset,
+        "length": record.length,
+        "digest": record.digest,
+        "canonical_url": "",
+        "charset": "",
+        "extraction": "",
+        "reason": record.reason,
+        "detail": record.detail,
+    }
+
+
+def _extract(row: dict[str, Any], record: Record, recipe: CurateRecipe) -> None:
+    if record.text is not None:
+        text, row["extraction"], failure = tidy(record.text), "plain", ""
+    else:
+        page = extract(record.body, record.url, record.content_type)
+        text, failure = page.text, page.failure
+        row.update(title=page.title, license=page.license, canonical_url=page.canonical_url, charset=page.charset, extraction=page.method)
+    row["text"] = mask_pii(text, recipe.mask)[0] if recipe.mask else text
+    if failure or not text:
+        row["reason"] = f"extract.{failure or 'no_text'}"
+
+
+def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    batch, characters = [], 0
+    for row in rows:
+        batch.append(row)
+        characters += len(row["text"])
+        if len(batch) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def judge(rows: list[dict[str, Any]], recipe: CurateRecipe) -> tuple[pa.Table, pa.Table]:
+    """Language, signals and rules over extracted rows: (kept, rejected)."""
+    alive = [row for row in rows if not row["reason"]]
+    texts = [row["text"] for row in alive]
+    languages, scores = detect(texts)
+    signals = measure(texts, languages, scores)
+    keep, reasons, details = decide(signals, languages, recipe.rules(), recipe.bounds())
+    for index, row in enumerate(alive):
+        row.update(language=languages[index], language_score=float(scores[index]), signals=signals[index].as_py())
+        if recipe.languages and languages[index] not in recipe.languages:
+            row.update(reason="language.unwanted", detail=f"{languages[index]}, wanted {' '.join(recipe.languages)}")
+        elif not keep[index]:
+            row.update(reason=reasons[index], detail=details[index])
+    return _table([row for row in rows if not row["reason"]], KEPT_SCHEMA), _table([row for row in rows if row["reason"]], REJECTED_SCHEMA)
+
+
+def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    clean = [{name: _storable(row.get(name)) for name in schema.names} for row in rows]
+    return pa.Table.from_pylist(clean, schema=schema)
+
+
+def _storable(value: Any) -> Any:
+    """Lone surrogates (a hostile URL, a JSON escape) have no UTF-8 form; they become "?"."""
+    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
+
+
+def captured_at(date: str) -> str:
+    """ISO 8601 in UTC to the second from a WARC, ARC or JSON date; "" if there is none to be read."""
+    match = _DATE.match(date.strip())
+    if not match:
+        return ""
+    year, month, day, *clock = match.groups()
+    hour, minute, second = (part or "00" for part in clock)
+    plausible = 1990 <= int(year) <= 2100 and 1 <= int(month) <= 12 and 1 <= int(day) <= 31 and int(hour) < 24 and int(minute) < 60 and int(second) <= 60
+    return f"{year}-{month}-{day}T{hour}:{minute}:{second}Z" if plausible else ""
