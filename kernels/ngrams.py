@@ -293,3 +293,36 @@ def ngrams_of(text: str, n: int, rules: Normalisation = Normalisation()) -> np.n
     words, _, _ = words_of(text, rules)
     grams = np.empty(max(1, words.size), np.uint64)
     return grams[: hash_ngrams(words, words.size, n, grams)]
+
+
+# --------------------------------------------------------------------------------------------------------------- look-up
+
+
+def gram_filter(grams: np.ndarray) -> np.ndarray:
+    """A bitmap uint64 [2^k / 64] over hash prefixes: nearly every n-gram that is not in `grams` (uint64, sorted) is refuted by one load."""
+    bits = max(12, int(grams.size * 32 - 1).bit_length()) if grams.size else 12  # >= 32 bits a gram: about 3 % pass by chance
+    slots = grams >> np.uint64(64 - bits)
+    bitmap = np.zeros((1 << bits) // 64, np.uint64)
+    np.bitwise_or.at(bitmap, (slots >> np.uint64(6)).astype(np.int64), np.uint64(1) << (slots & np.uint64(63)))
+    return bitmap
+
+
+@numba.njit(cache=True, nogil=True)
+def find_grams(grams, count, wanted, bitmap, positions, entries):
+    """Where the n-grams `grams[:count]` occur in the sorted array `wanted`: (position, index in wanted) pairs; returns how many."""
+    shift = uint64(64)
+    size = bitmap.size * 64
+    while size > 1:
+        size >>= 1
+        shift -= uint64(1)
+    found = 0
+    for i in range(count):
+        gram = grams[i]
+        slot = gram >> shift
+        if (bitmap[slot >> uint64(6)] >> (slot & uint64(63))) & uint64(1):
+            at = np.searchsorted(wanted, gram)
+            if at < wanted.size and wanted[at] == gram:
+                positions[found] = i
+                entries[found] = at
+                found += 1
+    return found

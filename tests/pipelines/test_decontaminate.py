@@ -1,0 +1,157 @@
+"""Leaks are found however they are dressed; ordinary text is left alone; the evidence is shown."""
+
+import gzip
+import json
+import string
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.benchmark_items import BenchmarkFormat, read_items
+from pipelines.cluster import open_cluster
+from pipelines.decontaminate import DecontaminateRecipe, decontaminate
+from pipelines.errors import UserError
+from pipelines.recipe import load_recipe
+
+
+def write(path, rows):
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return str(path)
+
+
+def write_jsonl(path, rows):
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return str(path)
+
+
+def sentences(draw, count, words=20):
+    vocabulary = ["".join(draw.choice(list("abcdefghijklmnopqrst"), 6)) for _ in range(3000)]
+    return [" ".join(draw.choice(vocabulary, words)) for _ in range(count)]
+
+
+DISGUISES = {
+    "verbatim": lambda text: text,
+    "upper": str.upper,
+    "titled": str.title,
+    "split over lines": lambda text: text.replace(" ", "\n"),
+    "re-punctuated": lambda text: ", ".join(text.split()) + "!",
+    "accented": lambda text: text.replace("a", "á"),
+    "quoted": lambda text: " ".join(f"“{word}”" for word in text.split()),
+}
+
+
+@pytest.mark.parametrize("preset", ["ngram13", "ngram8", "item"])
+def test_planted_leaks_are_found_and_clean_documents_are_not(preset, tmp_path):
+    draw = np.random.default_rng(1)
+    items = sentences(draw, 60)
+    filler = sentences(draw, 400, 120)
+    rows = [{"id": f"clean-{n}", "text": text} for n, text in enumerate(filler)]
+    for n, item in enumerate(items):
+        dressed = list(DISGUISES.values())[n % len(DISGUISES)](item)
+        rows.append({"id": f"leak-{n}", "text": f"{filler[n]}. {dressed} {filler[-n - 1]}"})
+    against = write_jsonl(tmp_path / "bench.jsonl.gz", [{"question": item} for item in items])
+    recipe = load_recipe(DecontaminateRecipe, {"preset": preset})
+    result = decontaminate([write(tmp_path / "in.parquet", rows)], [against], recipe, str(tmp_path / "out"))
+    rejected = result.scan_rejected().collect().to_dicts()
+    assert {row["id"] for row in rejected} == {f"leak-{n}" for n in range(60)}
+    for row in rejected:
+        detail = json.loads(row["detail"])
+        n = int(row["id"].removeprefix("leak-"))
+        assert detail["item"].endswith(f"bench#{n}:question") and detail["coverage"] == 1
+        assert detail["span"].strip(string.punctuation + "“”").lower().split()[0].strip(",”").replace("á", "a") == items[n].split()[0]
+        assert detail["span"] in row["text"] and row["reason"] == "contaminated.ngram"
+
+
+def test_phrases_shared_by_many_items_or_by_ordinary_text_are_ignored(tmp_path):
+    draw = np.random.default_rng(2)
+    template = "choose the one answer that best completes the sentence given below and explain your choice"
+    phrase = "the quick brown fox jumps over the lazy dog and then it runs back home again"
+    tails = sentences(draw, 21, 14)
+    items = [{"question": f"{template} {tail}"} for tail in tails[:-1]] + [{"question": f"{phrase} {tails[-1]}"}]
+    rows = [{"id": "template", "text": template}, {"id": "phrase", "text": phrase}, {"id": "leak", "text": f"see: {tails[0]}"}]
+    source, against = write(tmp_path / "in.parquet", rows), write_jsonl(tmp_path / "b.jsonl.gz", items)
+    plain = decontaminate([source], [against], DecontaminateRecipe(), str(tmp_path / "plain"))
+    assert set(plain.scan_rejected().collect()["id"]) == {"phrase", "leak"}
+    ordinary = write(tmp_path / "ordinary.parquet", [{"text": f"{n} {phrase}"} for n in range(3)])
+    known = decontaminate([source], [against], DecontaminateRecipe(reference=(ordinary,)), str(tmp_path / "known"))
+    assert set(known.scan_rejected().collect()["id"]) == {"leak"}
+    rare = decontaminate([source], [against], DecontaminateRecipe(reference=(ordinary,), common_documents=4), str(tmp_path / "rare"))
+    assert set(rare.scan_rejected().collect()["id"]) == {"phrase", "leak"}
+
+
+def test_coverage_needs_most_of_an_item(tmp_path):
+    words = sentences(np.random.default_rng(3), 1, 27)[0].split()  # 20 8-grams
+    rows = [{"id": f"{share}", "text": " ".join(words[: 7 + share])} for share in (1, 13, 14, 20)]
+    against = write_jsonl(tmp_path / "b.jsonl.gz", [{"question": " ".join(words)}])
+    recipe = load_recipe(DecontaminateRecipe, {"preset": "ngram8"})
+    result = decontaminate([write(tmp_path / "in.parquet", rows)], [against], recipe, str(tmp_path / "out"))
+    assert {row["id"]: json.loads(row["detail"])["coverage"] for row in result.scan_rejected().collect().to_dicts()} == {"14": 0.7, "20": 1.0}
+
+
+def test_generated_problems_are_told_apart_by_their_operators(tmp_path):
+    """Problems of one template share every phrase; only the same problem is a leak. Chat messages are read too."""
+    held_out = [{"question": f"What is {a} {op} {b}?"} for a, op, b in [(12, "+", 34), (7, "*", 8)]]
+    asked = ["What is 12 + 34?", "What is 12 - 34?", "What is 34 + 12?", "what is 7*8 ?", "What is 17 * 8?", "Say, what is 12 + 34? 46"]
+    rows = [{"id": str(n), "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "<think>\nhm\n</think>"}]} for n, text in enumerate(asked)]
+    recipe = load_recipe(DecontaminateRecipe, {"preset": "item", "text": "messages"})
+    against = write(tmp_path / "held.parquet", held_out)
+    result = decontaminate([write(tmp_path / "in.parquet", rows)], [against], recipe, str(tmp_path / "out"))
+    assert set(result.scan_rejected().collect()["id"]) == {"0", "3", "5"}
+
+
+def test_workers_change_nothing_and_columns_stay(tmp_path):
+    draw = np.random.default_rng(4)
+    texts = sentences(draw, 50, 40)
+    against = write_jsonl(tmp_path / "b.jsonl.gz", [{"question": " ".join(text.split()[:15])} for text in texts[:7]])
+    parts = [write(tmp_path / f"{part}.parquet", [{"id": f"{part}-{n}", "text": text, "signals": {"x": n}} for n, text in enumerate(texts[part::2])]) for part in range(2)]
+    serial = decontaminate(parts, [against], DecontaminateRecipe(), str(tmp_path / "serial"))
+    with open_cluster(2) as cluster:
+        spread = decontaminate(parts, [against], DecontaminateRecipe(), str(tmp_path / "spread"), cluster)
+    assert serial.digest == spread.digest and serial.rejected_rows == 7
+    assert serial.scan().collect().columns == ["id", "text", "signals"]
+
+
+def test_items_come_from_every_kind_of_file(tmp_path):
+    (tmp_path / "a.csv").write_text('question,answer\n"What, then, is it?",x\n')
+    (tmp_path / "b.csv").write_text('"No header, here",x\n')
+    write(tmp_path / "c.parquet", [{"prompt": "p", "n": 1}])
+    write_jsonl(tmp_path / "d.jsonl.gz", [{"doc": {"query": "q", "choices": ["x", "y"]}}])
+    headless = (BenchmarkFormat(match="*b.csv", fields=("0",), header=False), BenchmarkFormat(match="*d.jsonl.gz", fields=("doc.query", "doc.choices")))
+    texts = {path.name: [item.text for item in read_items(str(path), headless)] for path in tmp_path.iterdir()}
+    assert texts == {"a.csv": ["What, then, is it?"], "b.csv": ["No header, here"], "c.parquet": ["p"], "d.jsonl.gz": ["q", "x\ny"]}
+
+
+def test_mistakes_are_told_in_one_line(tmp_path):
+    source = write(tmp_path / "in.parquet", [{"id": "1", "text": "x"}])
+    with pytest.raises(UserError, match="against what"):
+        decontaminate([source], [], DecontaminateRecipe(), str(tmp_path / "0"))
+    with pytest.raises(UserError, match="no such file"):
+        decontaminate([source], [str(tmp_path / "absent.jsonl")], DecontaminateRecipe(), str(tmp_path / "1"))
+    with pytest.raises(UserError, match="none of the fields"):
+        decontaminate([source], [write_jsonl(tmp_path / "b.jsonl.gz", [{"body": "x"}])], DecontaminateRecipe(), str(tmp_path / "2"))
+    with pytest.raises(UserError, match="can be looked for"):
+        decontaminate([source], [write_jsonl(tmp_path / "c.jsonl.gz", [{"question": "too short"}])], DecontaminateRecipe(), str(tmp_path / "3"))
+    with pytest.raises(UserError, match="no column 'body'"):
+        against = write_jsonl(tmp_path / "d.jsonl.gz", [{"question": "long enough to be looked for by its words"}])
+        decontaminate([source], [against], DecontaminateRecipe(text="body"), str(tmp_path / "4"))
+
+
+def test_real_benchmarks_against_real_clean_text(shared_data, tmp_path):
+    """GSM8K, HumanEval, MBPP and ARC planted verbatim into textbook pages: >= 99 % found; of the pages themselves <= 0.1 % flagged."""
+    with gzip.open(shared_data / "text/openstax-textbooks.jsonl.gz", "rt", encoding="utf-8") as file:
+        pages = [json.loads(line)["text"] for line, _ in zip(file, range(1000), strict=False)]
+    root = shared_data / "reasoning"
+    files = [root / "gsm8k/test.jsonl", root / "HumanEval.jsonl.gz", root / "mbpp.jsonl.gz", root / "olmo-in-loop-evals/arc_challenge__rc_0shot.jsonl.gz"]
+    against = [str(path) for path in files]
+    recipe = load_recipe(DecontaminateRecipe, "decontaminate")
+    items = [item for path in against for item in read_items(path, recipe.formats) if len(item.text.split()) >= 16]
+    rows = [{"id": f"clean-{n}", "text": page} for n, page in enumerate(pages)]
+    rows += [{"id": f"leak-{n}", "text": f"{pages[n % 1000][:1500]}\n\n{item.text}\n"} for n, item in enumerate(items[::7])]
+    result = decontaminate([write(tmp_path / "in.parquet", rows)], against, recipe, str(tmp_path / "out"))
+    flagged = result.scan_rejected(["id", "detail"]).collect()
+    found = flagged["id"].str.starts_with("leak").sum()
+    assert found >= 0.99 * len(items[::7]), (found, len(items[::7]))
+    assert flagged.height - found <= 1, flagged.filter(flagged["id"].str.starts_with("clean")).to_dicts()
