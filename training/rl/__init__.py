@@ -1,0 +1,1 @@
+"""Reinforcement learning from verifiable rewards: GRPO on environments, rollouts by the in-process engine."""
