@@ -1,0 +1,116 @@
+"""From what a person names to the files that are read: the sample, Common Crawl, files, folders, globs, any fsspec URI.
+
+What has to be fetched is written below `out` once, with a `crawl.json` that says what it is; the same line finds it again.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Sequence
+
+import fsspec
+
+from pipelines.crawl import commoncrawl
+from pipelines.crawl.archives import SAMPLE
+from pipelines.crawl.sample import write_sample
+from pipelines.errors import UserError
+from pipelines.progress import Progress, ProgressEvent, silent
+from pipelines.read.parts import kind_of
+
+_GLOB = frozenset("*?[")
+
+
+def resolve(source: str | Sequence[str], out: str, progress: Progress = silent) -> list[str]:
+    """URIs of the crawl files that a source means, in a fixed order.
+
+    Args:
+        source: "sample", "commoncrawl:CRAWL?files=1&megabytes=50", a file, a folder (searched recursively for known
+            extensions), a glob, any fsspec URI, or several of them.
+        out: local folder for what is downloaded.
+
+    Raises:
+        UserError: a file is missing, nothing readable is there, or the network is needed and absent.
+    """
+    if not isinstance(source, str):
+        found = [uri for entry in source for uri in resolve(entry, out, progress)]
+        if not found:
+            raise UserError("no input given")
+        return list(dict.fromkeys(found))
+    if source == "sample":
+        return _once(source, out, functools.partial(_sample, progress=progress))
+    if source.startswith("commoncrawl:"):
+        request = commoncrawl.parse(source)
+        return _once(source, out, functools.partial(commoncrawl.fetch, request, progress=progress))
+    return _files(source)
+
+
+def _files(source: str) -> list[str]:
+    try:
+        fs, path = fsspec.url_to_fs(source)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"{source}: {error}") from None
+    if not fs.exists(path) and _GLOB & set(path):
+        found = [entry for entry in fs.glob(path) if fs.isfile(entry)]
+        if not found:
+            raise UserError(f"{source}: no file matches")
+    elif not fs.exists(path):
+        raise UserError(f"{source}: no such file or folder")
+    elif fs.isdir(path):
+        found = [entry for entry in fs.find(path) if kind_of(entry)[0]]
+        if not found:
+            raise UserError(f"{source}: the folder holds no file of a known kind (.warc, .wet, .arc, .html, .jsonl, .parquet, .txt, also .gz and .zst)")
+    else:
+        found = [path]
+    found = [uri for uri in found if kind_of(uri)[0] or found == [path]]
+    if unknown := [uri for uri in found if not kind_of(uri)[0]]:
+        raise UserError(f"{unknown[0]}: not a file of a known kind (.warc, .wet, .arc, .html, .jsonl, .parquet, .txt, also .gz and .zst)")
+    if not found:
+        raise UserError(f"{source}: no file of a known kind matches")
+    if all(fs.size(entry) == 0 for entry in found):
+        raise UserError(f"{source}: the input is empty")
+    return [fs.unstrip_protocol(entry) if "://" in source else entry for entry in sorted(found)]
+
+
+def _sample(out: str, progress: Progress) -> list[str]:
+    paths = []
+    for index, archive in enumerate(SAMPLE):
+        progress(ProgressEvent("crawl", index, len(SAMPLE), "archives", archive.label))
+        final = os.path.join(out, f"{archive.label}.warc.gz")
+        temporary = os.path.join(out, f".tmp-{uuid.uuid4().hex}")
+        try:
+            with open(temporary, "wb") as file:
+                write_sample(archive, file)
+            os.replace(temporary, final)
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+        paths.append(final)
+    progress(ProgressEvent("crawl", len(SAMPLE), len(SAMPLE), "archives"))
+    return paths
+
+
+def _once(source: str, out: str, make) -> list[str]:
+    """Run `make(out)` unless `crawl.json` says that it was done; check that what lies there is what was asked for."""
+    os.makedirs(out, exist_ok=True)
+    about = os.path.join(out, "crawl.json")
+    if os.path.exists(about):
+        with open(about, encoding="utf-8") as file:
+            done = json.load(file)
+        if done["source"] != source:
+            raise UserError(f"{out}: output folder of another run (its crawl is {done['source']}); choose another or remove it")
+        if all(os.path.exists(os.path.join(out, name)) for name in done["files"]):
+            return [os.path.join(out, name) for name in done["files"]]
+    paths = make(out=out)
+    files = {os.path.basename(path): _describe(path) for path in paths}
+    temporary = f"{about}.tmp-{uuid.uuid4().hex}"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump({"source": source, "files": files}, file, indent=1)
+    os.replace(temporary, about)
+    return paths
+
+
+def _describe(path: str) -> dict[str, object]:
+    with open(path, "rb") as file:
+        return {"bytes": os.path.getsize(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
