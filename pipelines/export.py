@@ -27,11 +27,12 @@ from pipelines.shardset import SPLITS, Shard, ShardSet
 MDS_LIMIT = 64 << 20  # bytes a shard; offsets are u32, so it must stay below 4 GiB
 
 
-def export(uri: str, out: str | Path, form: str, progress: Progress = silent) -> list[Path]:
+def export(uri: str, form: str, out: str | Path, progress: Progress = silent) -> list[Path]:
     """Write a shard set in another format to `<out>/<source>-<split>/`.
 
     Args:
         form: "ds" (datatrove), "npy" (OLMo-core) or "mds" (MosaicML streaming).
+        out: a folder of this machine.
 
     Returns:
         the folders written.

@@ -11,6 +11,7 @@ exactly. Which window the i-th sequence is, is a Feistel permutation a source an
 Ranks take contiguous slices of the same global batch: for any world size the union is the same.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -165,6 +166,22 @@ class TokenStream:
             named.append(Span(shard.source, shard.ids[row[SPAN_DOCUMENT]], **place, shard=shard.prefix, document=row[SPAN_DOCUMENT]))
         return named
 
+    def places(self, source: str, shard: int, document: int) -> list[tuple[int, int, int]]:
+        """Where training reads a document: (epoch, step, row of the global batch), by inverting the shuffle."""
+        assert self._order is not None, "places are of the training split"
+        number, packed = self.sources.index(source), self._packed[source]
+        total = self._order.drawn(self.steps)[number]
+        found = []
+        for window in packed.windows_of(shard, document):
+            for epoch in range(-(-total // packed.windows)):
+                sequence = epoch * packed.windows + self._permutation(source, epoch).inverse(window)
+                if sequence < total:
+                    step = bisect_right(range(self.steps), sequence, key=lambda step: self._order.drawn(step + 1)[number])
+                    before, after = self._order.drawn(step), self._order.drawn(step + 1)
+                    place = sum(after[:number]) - sum(before[:number]) + sequence - before[number]
+                    found.append((epoch, step, self._mixed(step).inverse(place)))
+        return sorted(found)
+
     def ledger(self, step: int | None = None) -> dict[str, int]:
         """Tokens read per source before `step` (default: the present one), over all ranks, padding not counted."""
         step = self.step if step is None else step
@@ -218,8 +235,11 @@ class TokenStream:
             if first < last:
                 windows = self._shuffled(name, np.arange(first, last))
                 rows.append(np.stack([np.full_like(windows, source), windows], axis=1))
-        mixed = Permutation(self.batch_size, self.plan.seed, "rows", step).take(np.arange(self.batch_size))
-        return np.concatenate(rows)[mixed]
+        return np.concatenate(rows)[self._mixed(step).take(np.arange(self.batch_size))]
+
+    def _mixed(self, step: int) -> Permutation:
+        """The order of rows within a batch."""
+        return Permutation(self.batch_size, self.plan.seed, "rows", step)
 
     def _shuffled(self, name: str, sequences: np.ndarray) -> np.ndarray:
         """The windows that a source's n-th sequences are, epoch after epoch."""

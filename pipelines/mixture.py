@@ -39,7 +39,7 @@ class Source(Recipe):
     max_repetition: Annotated[float, Field(gt=0)] = 1.0
     """How many times the source may be gone through."""
     rehydrate: bool = False
-    """Write a document as often as the logarithm of its duplicates says: 1 + floor(log2(cluster_size)) times."""
+    """Write a document as often as FineWeb-2's table says for its `cluster_size` (`pipelines.dedup.rehydrate`)."""
 
 
 class Validation(Recipe):

@@ -49,6 +49,13 @@ class Concat:
         """Tokens in each window: int64 [n] -> int64 [n]."""
         return np.minimum(self.length, self.tokens - windows * self.length)
 
+    def windows_of(self, shard: int, document: int) -> list[int]:
+        """The windows that hold a part of a document."""
+        base = int(self.shard_ends[shard - 1]) if shard else 0
+        start = base + (int(self.ends[shard][document - 1]) if document else 0)
+        stop = base + int(self.ends[shard][document])
+        return list(range(start // self.length, -(-stop // self.length)))
+
     def _run(self, place: int, shard: int, start: int, stop: int) -> np.ndarray:
         """The documents under tokens [start, stop) of a shard."""
         ends = self.ends[shard]
@@ -101,6 +108,13 @@ class BestFit:
             ends, places = self.shards[shard].token_ends, locals_[here]
             filled[here] = ends[places] - np.where(places > 0, ends[places - 1], 0)
         return filled
+
+    def windows_of(self, shard: int, document: int) -> list[int]:
+        """The windows that hold a part of a document."""
+        base = int(self.shard_ends[shard - 1]) if shard else 0
+        pieces = np.flatnonzero(self.shards[shard].pieces[:, 0] == document)
+        windows = np.searchsorted(self.shards[shard].window_ends, pieces, side="right")
+        return sorted({base + int(window) for window in windows})
 
     def _locate(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         shards = np.searchsorted(self.shard_ends, windows, side="right")

@@ -278,10 +278,13 @@ def _column(source: Source | SourceBytes) -> str:
 
 
 def _copies(source: Source | SourceBytes) -> list[pl.Expr]:
-    """FineWeb2 (Penedo et al. 2025) rehydrates by cluster size; ours is its simplest law, 1 + floor(log2(size))."""
+    """How often a document is written (`copies`), by the number of its copies in the crawl."""
     if not source.rehydrate:
         return []
-    return [(pl.col("cluster_size").fill_null(1).clip(1).log(2) + 1e-9).floor().cast(pl.Int64).add(1).alias("copies")]
+    from pipelines.dedup.rehydrate import rehydration_weight
+
+    weigh = lambda sizes: pl.Series(rehydration_weight(sizes.to_numpy()).astype(np.int64))  # noqa: E731
+    return [pl.col("cluster_size").fill_null(1).map_batches(weigh, return_dtype=pl.Int64, is_elementwise=True).alias("copies")]
 
 
 def _encoder(source: Source | SourceBytes, tokenizer: Tokenizer, chat: str) -> Callable[[list[Any]], tuple[list[list[int]], list[list[int] | None]]]:

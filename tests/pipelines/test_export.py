@@ -20,7 +20,7 @@ def shards(tmp_path_factory):
 
 def test_datatrove_reads_its_format(shards, tmp_path):
     datatrove = pytest.importorskip("datatrove.utils.dataset")
-    folder = export(shards.uri, tmp_path, "ds")[0]
+    folder = export(shards.uri, "ds", tmp_path)[0]
     assert folder.name == "web-train"
     for shard in shards.shards("web"):
         theirs = datatrove.DatatroveFileDataset(str(folder / f"{shard.prefix}.ds"), seq_len=16, return_positions=True)
@@ -37,7 +37,7 @@ def test_datatrove_reads_its_format(shards, tmp_path):
 
 
 def test_olmo(shards, tmp_path):
-    folder = export(shards.uri, tmp_path, "npy")[0]
+    folder = export(shards.uri, "npy", tmp_path)[0]
     for shard in shards.shards("web"):
         tokens = np.memmap(folder / f"{shard.prefix}.npy", np.uint16, mode="r")
         rows = [line.split(",") for line in gzip.open(folder / f"{shard.prefix}.csv.gz", "rt").read().split()]
@@ -49,7 +49,7 @@ def test_olmo(shards, tmp_path):
 
 def test_mds(shards, tmp_path, monkeypatch):
     monkeypatch.setattr("pipelines.export.MDS_LIMIT", 2000)
-    folder = export(shards.uri, tmp_path, "mds")[0]
+    folder = export(shards.uri, "mds", tmp_path)[0]
     found = {}
     index = json.loads((folder / "index.json").read_text())
     assert index["version"] == 2 and len(index["shards"]) > 3
@@ -73,8 +73,8 @@ def test_mds(shards, tmp_path, monkeypatch):
 
 
 def test_masks_go_along_and_mistakes_are_told(shards, tmp_path):
-    folder = next(folder for folder in export(shards.uri, tmp_path, "ds") if folder.name == "problems-train")
+    folder = next(folder for folder in export(shards.uri, "ds", tmp_path) if folder.name == "problems-train")
     shard = shards.shards("problems")[0]
     assert (folder / f"{shard.prefix}.ds.loss").read_bytes() == shard.mask.tobytes()
     with pytest.raises(UserError, match="unknown export format 'tar'; there are ds, npy, mds"):
-        export(shards.uri, tmp_path, "tar")
+        export(shards.uri, "tar", tmp_path)

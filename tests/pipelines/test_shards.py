@@ -119,7 +119,7 @@ def test_where_and_rehydration(tmp_path):
     shards = tokenize(Mixture(sources=(source,), sequence_length=32, batch_size=2), tokenizer, str(tmp_path / "de"))
     chosen = [row for row in rows if row["language"] == "de"]
     assert Dataset.open(shards.uri).reasons == {"mixture.where": 100 - len(chosen)}
-    copies = {1: 1, 2: 2, 5: 3}
+    copies = {1: 1, 2: 2, 5: 5}  # FineWeb-2's table
     assert shards.shards("de")[0].ids == [row["id"] for row in chosen for _ in range(copies[row["cluster_size"]])]
 
 
