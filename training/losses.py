@@ -1,0 +1,80 @@
+"""Linear head + cross-entropy in one, a chunk of tokens at a time: float32 logits of a whole batch are never in memory.
+
+The loss is a weighted mean whose weights are known beforehand, so its gradients follow from the logits while these are at hand: forward computes
+them chunk by chunk and backward only multiplies by what came from above. No logit is computed twice. The head's weight gradient is summed over
+chunks in float32 (Ultra diverged with that accumulation in bfloat16), whatever the dtype of the products.
+
+Shapes: K tokens (flattened), D hidden size, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+CHUNK_LOGITS = 1 << 20  # logits a chunk: 4 MB in float32, so that the passes over them stay in the cache
+
+
+def linear_cross_entropy(h_KD: Tensor, weight_VD: Tensor, labels_K: Tensor, weights_K: Tensor | None = None) -> Tensor:
+    """sum(w * CE(h Wᵀ, label)) / sum(w), a float32 scalar in nats; differentiable in h and W.
+
+    weights_K  float32 >= 0 (a loss mask, or any weight a token); None: all 1. With a sum of 0 the loss is 0.
+    Products run in the dtype of h; logits are taken to float32 before the softmax.
+    """
+    weights_K = torch.ones(h_KD.shape[0]) if weights_K is None else weights_K.float()
+    return _LinearCrossEntropy.apply(h_KD, weight_VD, labels_K, weights_K)
+
+
+@torch.no_grad()
+def token_losses(h_KD: Tensor, weight_VD: Tensor, labels_K: Tensor) -> Tensor:
+    """Cross-entropy of each token, float32 [K] in nats, for evaluation: no gradient."""
+    w_VD = weight_VD.to(h_KD.dtype)
+    losses = [_log_partition(logits)[0].sub_(picked) for logits, picked, _ in _chunks(h_KD, w_VD, labels_K)]
+    return torch.cat(losses) if losses else torch.zeros(0)
+
+
+def _chunks(h_KD: Tensor, w_VD: Tensor, labels_K: Tensor):
+    """(float32 logits, each label's logit, slice) of one chunk of tokens after the other."""
+    size = max(1, CHUNK_LOGITS // w_VD.shape[0])
+    for start in range(0, h_KD.shape[0], size):
+        part = slice(start, min(start + size, h_KD.shape[0]))
+        logits_CV = (h_KD[part] @ w_VD.t()).float()
+        yield logits_CV, logits_CV.gather(1, labels_K[part, None])[:, 0], part
+
+
+def _log_partition(logits_CV: Tensor) -> tuple[Tensor, Tensor]:
+    """log sum exp of each row, and the softmax, which takes the place of the logits."""
+    largest_C1 = logits_CV.amax(1, keepdim=True)
+    total_C1 = logits_CV.sub_(largest_C1).exp_().sum(1, keepdim=True)
+    return (total_C1.log() + largest_C1)[:, 0], logits_CV.div_(total_C1)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h_KD: Tensor, weight_VD: Tensor, labels_K: Tensor, weights_K: Tensor) -> Tensor:
+        w_VD = weight_VD.to(h_KD.dtype)
+        share_K = weights_K / weights_K.sum().clamp(min=torch.finfo(torch.float32).tiny)
+        wants_h, wants_w = ctx.needs_input_grad[:2]
+        dh_KD = torch.empty_like(h_KD) if wants_h else None
+        dw_VD = torch.zeros(weight_VD.shape, dtype=torch.float32) if wants_w else None
+        total = torch.zeros((), dtype=torch.float32)
+        for logits_CV, picked_C, part in _chunks(h_KD, w_VD, labels_K):
+            partition_C, softmax_CV = _log_partition(logits_CV)
+            total += ((partition_C - picked_C) * share_K[part]).sum()
+            if not (wants_h or wants_w):
+                continue
+            rows = torch.arange(softmax_CV.shape[0])
+            softmax_CV[rows, labels_K[part]] -= 1
+            dlogits_CV = softmax_CV.mul_(share_K[part, None]).to(h_KD.dtype)
+            if wants_h:
+                torch.mm(dlogits_CV, w_VD, out=dh_KD[part])
+            if wants_w:
+                dw_VD += dlogits_CV.t() @ h_KD[part]
+        ctx.save_for_backward(dh_KD, dw_VD)
+        ctx.weight_dtype = weight_VD.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor):
+        dh_KD, dw_VD = ctx.saved_tensors
+        dh_KD = None if dh_KD is None else dh_KD * upstream.to(dh_KD.dtype) if upstream.item() != 1 else dh_KD
+        dw_VD = None if dw_VD is None else (dw_VD if upstream.item() == 1 else dw_VD * upstream).to(ctx.weight_dtype)
+        return dh_KD, dw_VD, None, None
