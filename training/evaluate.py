@@ -28,7 +28,7 @@ from pipelines.loader import TokenStream
 from pipelines.progress import Progress, ProgressEvent, silent
 from pipelines.recipe import Recipe
 from pipelines.tokenizer import encode
-from training.language_loss import next_token_losses
+from training.losses import token_losses
 from training.setup import load_model, set_precision
 
 __all__ = ["ProblemSuite", "TextSuite", "evaluate", "problems_of", "stream_text_loss"]
@@ -222,7 +222,7 @@ def _losses(lm: HybridLM, batches: Iterable[tuple[Tensor, ...]], tokenizer: Any,
     for input_ids_BT, labels_BT, mask_BT, seq_idx_BT in batches:
         chosen_BT = mask_BT > 0
         hidden_BTD = lm.hidden(input_ids_BT, seq_idx_BT=seq_idx_BT)
-        losses_K = next_token_losses(lm, hidden_BTD, labels_BT, chosen_BT)
+        losses_K = token_losses(hidden_BTD[chosen_BT], lm.lm_head.weight, labels_BT[chosen_BT])
         nats += float(losses_K.double().sum())
         tokens += int(chosen_BT.sum())
         size += int(lengths_V[labels_BT[chosen_BT]].sum())

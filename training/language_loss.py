@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["LanguageLoss", "language_loss", "next_token_losses", "rolled_labels"]
+from training.losses import linear_cross_entropy
+
+__all__ = ["LanguageLoss", "language_loss", "rolled_labels"]
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,9 @@ def language_loss(
     return LanguageLoss(total, main, mtp, balance)
 
 
-def next_token_losses(lm: Any, hidden_BTD: Tensor, labels_BT: Tensor, chosen_BT: Tensor) -> Tensor:
-    """Cross-entropy [K] (float32, nats) at the K chosen positions; only their rows go through the head."""
-    return F.cross_entropy(lm.lm_head(hidden_BTD[chosen_BT]).float(), labels_BT[chosen_BT], reduction="none")
-
-
 def _weighted_mean(lm: Any, hidden_BTD: Tensor, labels_BT: Tensor, weights_BT: Tensor) -> Tensor:
     chosen_BT = weights_BT > 0
-    weights_K = weights_BT[chosen_BT]
-    return (next_token_losses(lm, hidden_BTD, labels_BT, chosen_BT) * weights_K).sum() / weights_K.sum().clamp(min=1e-8)
+    return linear_cross_entropy(hidden_BTD[chosen_BT], lm.lm_head.weight, labels_BT[chosen_BT], weights_BT[chosen_BT])
 
 
 def rolled_labels(labels_BT: Tensor, weights_BT: Tensor, seq_idx_BT: Tensor | None, depth: int) -> tuple[Tensor, Tensor]:

@@ -64,7 +64,8 @@ class Trainer:
         self.folder, self.lm, self.policy, self.optimizer, self.schedule = folder, lm, policy, optimizer, schedule
         for layer in lm.moe_layers():
             layer.aux_loss_coefficient = recipe.balance_coefficient
-        self.steps, self.checkpoint_every, self.gradient_clip = steps, recipe.checkpoint_every, recipe.optimizer.gradient_clip
+        self.steps, self.gradient_clip = steps, recipe.optimizer.gradient_clip
+        self.checkpoint_every, self.keep = recipe.checkpoint_every, recipe.keep_checkpoints
         self.progress, self.stage = progress, stage
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.peaks = [group["lr"] for group in optimizer.param_groups]
@@ -77,7 +78,6 @@ class Trainer:
 
         Losses come already scaled by their share of the update, and one at a time: each is differentiated before the next is computed.
         """
-        self.lm.train()
         self.optimizer.zero_grad(set_to_none=True)
         total, layers = 0.0, list(self.lm.moe_layers())
         loads: list[Tensor | None] = [None] * len(layers)
@@ -118,6 +118,7 @@ class Trainer:
         while self.step < self.steps:
             began = time.perf_counter()
             self.policy.set_step(self.step)
+            self.lm.train()
             row = step_function(self.step, self)
             tokens = int(row.pop("tokens", 0))
             self.tokens += tokens
@@ -132,7 +133,7 @@ class Trainer:
         return self.folder.finish(self.step, self.tokens, _summary(log.rows()) | (extra or {}))
 
     def save(self) -> None:
-        save_checkpoint(self.folder.checkpoints, self.step, self.lm, self.optimizer, extra={"tokens": self.tokens, "run": self.folder.digest})
+        save_checkpoint(self.folder.checkpoints, self.step, self.lm, self.optimizer, keep=self.keep, extra={"tokens": self.tokens, "run": self.folder.digest})
 
     def resume(self) -> None:
         path = latest_checkpoint(self.folder.checkpoints)

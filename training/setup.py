@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,9 +24,10 @@ from pipelines.tokenizer import load_tokenizer
 from training import optimizer as optimizers, schedule as schedules
 from training.precision import PrecisionPolicy
 
-__all__ = ["ModelSpec", "OptimizerSpec", "ScheduleSpec", "TrainingRecipe", "build_model", "fresh_model", "load_model", "save_model_folder"]
-
-SIZES = ("tiny", "small", "medium", "nano", "super", "ultra")
+__all__ = [
+    "ModelSpec", "OptimizerSpec", "ScheduleSpec", "TrainingRecipe", "fresh_model", "load_model", "make_optimizer", "make_schedule",
+    "save_model_folder", "set_precision",
+]
 
 
 class ModelSpec(Recipe):
@@ -68,15 +68,12 @@ class TrainingRecipe(Recipe):
 
 
 def fresh_model(spec: ModelSpec, vocab_size: int, seed: int) -> HybridLM:
-    """A model with weights drawn from `seed`; the global random state is left as it was."""
+    """A model with weights drawn from `seed`."""
     make: Callable[..., HybridConfig] = getattr(HybridConfig, spec.size)
     try:
-        config = make(vocab_size=vocab_size, **spec.overrides)
+        return HybridLM(make(vocab_size=vocab_size, **spec.overrides), seed=seed)
     except (TypeError, ValueError) as error:
         raise UserError(f"model.overrides: {error}") from None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return HybridLM(config)
 
 
 def load_model(folder: str | Path) -> tuple[HybridLM, Tokenizer]:
@@ -86,7 +83,10 @@ def load_model(folder: str | Path) -> tuple[HybridLM, Tokenizer]:
         raise UserError(f"{folder} is not a model folder: it has no config.json")
     if not (folder / "tokenizer.json").exists():
         raise UserError(f"{folder} has no tokenizer.json")
-    return HybridLM.from_pretrained(folder).float(), load_tokenizer(str(folder / "tokenizer.json"))
+    try:
+        return HybridLM.from_pretrained(folder), load_tokenizer(folder / "tokenizer.json")
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def save_model_folder(lm: HybridLM, tokenizer: Tokenizer, folder: Path) -> None:
@@ -101,11 +101,14 @@ def save_model_folder(lm: HybridLM, tokenizer: Tokenizer, folder: Path) -> None:
     os.replace(temporary, folder)
 
 
-def make_optimizer(recipe, lm):
-    return optimizers.build(lm, recipe.optimizer.lr, recipe.optimizer.betas, recipe.optimizer.weight_decay)
+def make_optimizer(recipe: TrainingRecipe, lm: HybridLM) -> torch.optim.Optimizer:
+    """AdamW over the parameters that want a gradient."""
+    spec = recipe.optimizer
+    return optimizers.build(lm, spec.lr, spec.betas, spec.weight_decay)
 
 
-def make_schedule(recipe, steps):
+def make_schedule(recipe: TrainingRecipe, steps: int) -> Callable[[int], float]:
+    """Step -> factor of the peak rate."""
     spec = recipe.schedule
     return lambda step: schedules.wsd(step, steps, spec.warmup, spec.decay, spec.floor)
 

@@ -132,9 +132,9 @@ def _longer_is_better(self, state):
 def test_reward_rises_on_a_trivial_world(micro, tmp_path, monkeypatch):
     """Reward = share of digits written: any policy gradient with the right sign finds it."""
     monkeypatch.setattr(VerifiableTask, "verdict", _longer_is_better)
-    rl(recipe(micro, steps=12, prompts=8, group=8, optimizer={"lr": 1e-2, "weight_decay": 0.0}, checkpoint_every=0), str(tmp_path / "run"))
+    rl(recipe(micro, steps=10, prompts=4, group=16, optimizer={"lr": 3e-2, "weight_decay": 0.0}, checkpoint_every=0), str(tmp_path / "run"))
     rewards = [json.loads(line)["reward"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert rewards[0] < 0.2 and sum(rewards[-2:]) / 2 > 2 * rewards[0] + 0.1, rewards
+    assert rewards[0] < 0.1 and sum(rewards[-2:]) / 2 > rewards[0] + 0.3, rewards
 
 
 def test_routers_stay_frozen(micro, tmp_path, monkeypatch):

@@ -87,7 +87,6 @@ def rl(recipe: RlRecipe, out: str, progress: Progress = silent) -> TrainResult:
         return result
     lm, tokenizer = load_model(recipe.init_from)
     policy = set_precision(lm, recipe.precision, recipe.seed)
-    optimizer = make_optimizer(recipe, lm)
     if recipe.freeze_router:
         freeze_routers(lm)
 
@@ -101,7 +100,7 @@ def rl(recipe: RlRecipe, out: str, progress: Progress = silent) -> TrainResult:
         return figures(rollouts) | improve(recipe, trainer, rollouts)
 
     trainer = Trainer(
-        folder, lm, policy, optimizer, make_schedule(recipe, recipe.steps), recipe=recipe, steps=recipe.steps, progress=progress, stage="rl"
+        folder, lm, policy, make_optimizer(recipe, lm), make_schedule(recipe, recipe.steps), recipe=recipe, steps=recipe.steps, progress=progress, stage="rl"
     )
     return trainer.run(step, lambda: save_model_folder(lm, tokenizer, folder.model))
 
