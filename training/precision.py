@@ -74,11 +74,6 @@ class Row:
     why: str
 
 
-def apply(lm: nn.Module, recipe: str = "nvfp4", seed: int = 0) -> "PrecisionPolicy":
-    """`PrecisionPolicy(recipe, seed).apply(lm)`."""
-    return PrecisionPolicy(recipe, seed).apply(lm)
-
-
 class PrecisionPolicy:
     """`PrecisionPolicy("nvfp4", seed=run_seed).apply(lm)`, then `set_step(step)` before every training step.
 
