@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.atomic import write_file
 from pipelines.errors import UserError
 from pipelines.progress import Progress, ProgressEvent, silent
 from pipelines.shardset import SPLITS, Shard, ShardSet
@@ -58,21 +59,21 @@ def _datatrove(shards: ShardSet, parts: list[Shard], folder: Path) -> None:
     dtype = _unsigned(shards)
     tokenizer = shards.manifest["tokenizer"]["digest"][:16]
     for shard in parts:
-        _write(folder / f"{shard.prefix}.ds", shard.tokens.astype(dtype).tobytes())
-        _write(folder / f"{shard.prefix}.ds.index", shard.ends.astype("<u8").tobytes())
+        write_file(str(folder / f"{shard.prefix}.ds"), shard.tokens.astype(dtype).tobytes())
+        write_file(str(folder / f"{shard.prefix}.ds.index"), shard.ends.astype("<u8").tobytes())
         if shard.mask is not None:
-            _write(folder / f"{shard.prefix}.ds.loss", shard.mask.tobytes())
+            write_file(str(folder / f"{shard.prefix}.ds.loss"), shard.mask.tobytes())
         count = shard.token_count
-        _write(folder / f"{shard.prefix}.ds.metadata", f"gristmill-{tokenizer}|{dtype.itemsize}\n{count}\n{count / 1e6:.2f} M".encode())
+        write_file(str(folder / f"{shard.prefix}.ds.metadata"), f"gristmill-{tokenizer}|{dtype.itemsize}\n{count}\n{count / 1e6:.2f} M".encode())
 
 
 def _olmo(shards: ShardSet, parts: list[Shard], folder: Path) -> None:
     for shard in parts:
-        _write(folder / f"{shard.prefix}.npy", shard.tokens.astype(_unsigned(shards)).tobytes())
+        write_file(str(folder / f"{shard.prefix}.npy"), shard.tokens.astype(_unsigned(shards)).tobytes())
         text = io.StringIO(newline="")
         starts = [0, *shard.ends[:-1].tolist()]
         csv.writer(text).writerows(zip(starts, shard.ends.tolist(), shard.ids, [shard.source] * shard.documents, range(shard.documents), strict=True))
-        _write(folder / f"{shard.prefix}.csv.gz", gzip.compress(text.getvalue().encode(), mtime=0))
+        write_file(str(folder / f"{shard.prefix}.csv.gz"), gzip.compress(text.getvalue().encode(), mtime=0))
 
 
 def _mosaic(shards: ShardSet, parts: list[Shard], folder: Path) -> None:
@@ -91,7 +92,7 @@ def _mosaic(shards: ShardSet, parts: list[Shard], folder: Path) -> None:
         offsets = offset + np.cumsum([0, *map(len, samples)])
         data = struct.pack("<I", len(samples)) + offsets.astype("<u4").tobytes() + header + b"".join(samples)
         name = f"shard.{len(entries):05d}.mds"
-        _write(folder / name, data)
+        write_file(str(folder / name), data)
         raw = {"basename": name, "bytes": len(data), "hashes": {"sha256": hashlib.sha256(data).hexdigest()}}
         entries.append({**config, "raw_data": raw, "samples": len(samples), "zip_data": None})
         samples, size = [], 0
@@ -105,7 +106,7 @@ def _mosaic(shards: ShardSet, parts: list[Shard], folder: Path) -> None:
             samples.append(sample)
             size += len(sample)
     close()
-    _write(folder / "index.json", json.dumps({"shards": entries, "version": 2}, sort_keys=True).encode())
+    write_file(str(folder / "index.json"), json.dumps({"shards": entries, "version": 2}, sort_keys=True).encode())
 
 
 def _ndarray(values: np.ndarray) -> bytes:
@@ -116,12 +117,6 @@ def _ndarray(values: np.ndarray) -> bytes:
 
 def _unsigned(shards: ShardSet) -> np.dtype:
     return np.dtype("<u2" if shards.dtype.itemsize == 2 else "<u4")
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_bytes(data)
-    temporary.replace(path)
 
 
 FORMATS: dict[str, Callable[[ShardSet, list[Shard], Path], None]] = {"ds": _datatrove, "npy": _olmo, "mds": _mosaic}

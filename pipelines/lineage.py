@@ -158,6 +158,11 @@ def ids_of(shards: str | ShardSet, *, url: str | None = None, host: str | None =
     return list(dict.fromkeys(found))
 
 
+def upstream(dataset: Dataset) -> list[Dataset]:
+    """Every dataset that a dataset was made of and that is still there, nearest first."""
+    return [place for place, _ in _upstream(dataset)]
+
+
 def _documents(shards: ShardSet, source: str, ids: Sequence[str]) -> tuple[dict[str, Document], str]:
     uri = shards.dataset_uri(source)
     if not Dataset.exists(uri):
@@ -188,7 +193,7 @@ def _describe(dataset: Dataset, ids: Sequence[str], seen: frozenset[str]) -> dic
 def _ancestors(dataset: Dataset, ids: Sequence[str], seen: frozenset[str]) -> Iterator[Document]:
     """Documents by id among the dataset itself and everything it was made of, nearest first."""
     left = list(dict.fromkeys(ids))
-    for place in [dataset, *(found for found, _ in _upstream(dataset))]:
+    for place in [dataset, *upstream(dataset)]:
         if not left:
             return
         found = _describe(place, left, seen)
@@ -220,7 +225,7 @@ def _upstream(dataset: Dataset, missing: bool = False) -> Iterator[tuple[Any, di
     while pending:
         here = pending.pop(0)
         for entry in here.meta["inputs"]:
-            uri = _locate(entry["uri"], here.uri)
+            uri = _locate(entry, here.uri)
             if (uri or entry["uri"]) in seen:
                 continue
             seen.add(uri or entry["uri"])
@@ -231,14 +236,15 @@ def _upstream(dataset: Dataset, missing: bool = False) -> Iterator[tuple[Any, di
                 yield place, entry
 
 
-def _locate(uri: str, beside: str) -> str | None:
-    """A recorded input where it was, or beside the dataset that names it if the run's folder has moved."""
-    if Dataset.exists(uri):
-        return uri
-    if "://" in uri or "://" in beside:
-        return None
-    sibling = os.path.join(os.path.dirname(beside), os.path.basename(uri.rstrip("/")))
-    return sibling if Dataset.exists(sibling) else None
+def _locate(entry: dict[str, Any], beside: str) -> str | None:
+    """A recorded input: beside the dataset that names it if it is there unchanged (runs are moved and copied whole), else
+    where it was."""
+    uri = entry["uri"].rstrip("/")
+    if "://" not in uri and "://" not in beside:
+        sibling = os.path.join(os.path.dirname(beside), os.path.basename(uri))
+        if Dataset.exists(sibling) and (Dataset.open(sibling).digest == entry.get("digest") or not Dataset.exists(uri)):
+            return sibling
+    return uri if Dataset.exists(uri) else None
 
 
 def _decode(stream: TokenStream, span: Span, start: int, length: int) -> str:

@@ -7,7 +7,6 @@ tokens a window, and what is achieved is what was asked.
 """
 
 import os
-import uuid
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from pipelines.atomic import write_file
 from pipelines.errors import UserError
 from pipelines.recipe import Recipe, digest_of, load_recipe
 
@@ -191,14 +191,11 @@ def load_mixture(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) 
 def save_mixture(mixture: Mixture, path: str | Path) -> Path:
     """Write a mixture as YAML by rename; dataset paths become relative to the file's folder where they lie on this disk."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     values = mixture.model_dump(mode="json", exclude_defaults=True)
     for source in values["sources"]:
         if "://" not in source["dataset"] and os.path.isabs(source["dataset"]):
             source["dataset"] = os.path.relpath(source["dataset"], path.resolve().parent)
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}-{path.name}")
-    temporary.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    os.replace(temporary, path)
+    write_file(str(path), yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     return path
 
 

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import re
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
@@ -26,6 +25,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from pipelines import megatron
+from pipelines.atomic import write_file
 from pipelines.cluster import Cluster
 from pipelines.dataset import Dataset
 from pipelines.errors import UserError
@@ -337,7 +337,6 @@ def _rejected(rows: list[tuple[str, str, str]], source: str) -> pa.Table | None:
 
 def _close(mixture: Mixture, dataset: Dataset, config: TokenizeConfig, tokenizer: Tokenizer, path: Path) -> ShardSet:
     """Plan with exact counts, then write tokenizer.json and, last, manifest.json."""
-    fs, root = fsspec.url_to_fs(dataset.uri)
     text = path.read_bytes()
     sums = {name: dataset.meta["sha256"][name] for name in dataset.meta["files"]} | {"tokenizer.json": hashlib.sha256(text).hexdigest()}
     sources = []
@@ -362,8 +361,8 @@ def _close(mixture: Mixture, dataset: Dataset, config: TokenizeConfig, tokenizer
     held = ShardSet(dataset.uri, manifest).available()
     planned = plan(mixture, held)
     manifest |= {"plan": planned.model_dump(mode="json"), "plan_digest": planned.digest}
-    _replace(fs, f"{root.rstrip('/')}/tokenizer.json", text)
-    _replace(fs, f"{root.rstrip('/')}/manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+    write_file(f"{dataset.uri}/tokenizer.json", text)
+    write_file(f"{dataset.uri}/manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
     return ShardSet(dataset.uri, manifest)
 
 
@@ -380,11 +379,3 @@ def relative_uri(uri: str, folder: str) -> str:
     if "://" in uri or "://" in folder:
         return uri
     return os.path.relpath(os.path.abspath(uri), os.path.abspath(folder))
-
-
-def _replace(fs: Any, path: str, data: bytes) -> None:
-    folder, _, leaf = path.rpartition("/")
-    temporary = f"{folder}/.tmp-{uuid.uuid4().hex}-{leaf}"
-    with fs.open(temporary, "wb") as file:
-        file.write(data)
-    fs.mv(temporary, path)

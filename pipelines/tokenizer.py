@@ -7,13 +7,12 @@ digit, so that 1,234 + 1 is a computation over digits and not over a vocabulary 
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from pipelines.atomic import write_file
 from pipelines.dataset import Dataset
 from pipelines.errors import UserError
 from pipelines.progress import Progress, ProgressEvent, silent
@@ -74,7 +73,7 @@ def train_tokenizer(
     path = Path(out)
     if path.suffix != ".json":
         path = path / "tokenizer.json"
-    save_tokenizer(tokenizer, path)
+    write_file(str(path), tokenizer.to_str(pretty=True))
     progress(ProgressEvent("tokenizer", len(datasets), len(datasets), "datasets", f"{tokenizer.get_vocab_size():,} tokens"))
     return path
 
@@ -97,15 +96,6 @@ def texts(dataset: Dataset, column: str = "text", max_bytes: int | None = None) 
                     return
                 left -= len(text.encode())
                 yield text
-
-
-def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
-    """Write `tokenizer.json` under a temporary name and rename it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}-{path.name}")
-    temporary.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

@@ -101,3 +101,8 @@ def test_a_plan_prints_as_a_tree():
     text = console.export_text()
     assert "102,400 tokens = 100 steps of 8 x 128" in text
     assert "45.00%" in text and "phase 1: steps 0 to 100" in text
+
+
+def test_the_template_loads():
+    template = load_mixture("mixture-demo")
+    assert {source.name: source.weight for source in template.sources} == {"web": 45, "problems": 55}
