@@ -89,9 +89,11 @@ def decontaminate(
     if not against:
         raise UserError("decontaminate: against what? name benchmark files or datasets")
 
+    nameless = recipe.model_copy(update={"reference": ()})  # paths are no part of what a run is: the reference is an input, known by its digest
+
     def step(label: str, run: Any, payloads: list[dict], sources: Sequence[str]) -> Dataset:
         stage = Stage(name=f"decontaminate.{label}", version=VERSION, plan=lambda inputs, config: payloads, run=run)
-        return run_stage(stage, sources, recipe, f"{out}/work/{label}", cluster=cluster, progress=progress)
+        return run_stage(stage, sources, nameless, f"{out}/work/{label}", cluster=cluster, progress=progress)
 
     index = step("index", write_index, [{"against": [str(uri) for uri in against]}], [str(uri) for uri in against])
     if not index.counters["items_indexed"]:
@@ -105,7 +107,7 @@ def decontaminate(
         sources.append(common.uri)
     payloads = [{"part": part, **built} for part in _parts(uris)]
     stage = Stage(name="decontaminate", version=VERSION, plan=lambda inputs, config: payloads, run=run_part)
-    return run_stage(stage, sources, recipe, out, cluster=cluster, progress=progress, name=name)
+    return run_stage(stage, sources, nameless, out, cluster=cluster, progress=progress, name=name)
 
 
 # ----------------------------------------------------------------------------------------------------------------- index
