@@ -18,7 +18,10 @@ from pipelines.mixture import MixturePlan
 from pipelines.shardset import ShardSet
 
 # Hugging Face's names for the number of rows (datasets-cards specification).
-SIZES = (("n<1K", 1e3), ("1K<n<10K", 1e4), ("10K<n<100K", 1e5), ("100K<n<1M", 1e6), ("1M<n<10M", 1e7), ("10M<n<100M", 1e8), ("100M<n<1B", 1e9), ("n>1B", float("inf")))
+SIZES = (
+    *(("n<1K", 1e3), ("1K<n<10K", 1e4), ("10K<n<100K", 1e5), ("100K<n<1M", 1e6)),
+    *(("1M<n<10M", 1e7), ("10M<n<100M", 1e8), ("100M<n<1B", 1e9), ("n>1B", float("inf"))),
+)
 TOP = 20  # rows of a table of counts
 
 
@@ -42,7 +45,8 @@ def dataset_card(dataset: Dataset) -> str:
     body += _history(dataset)
     if dataset.reasons:
         body += ["## Left out", _table(("reason", "documents"), list(dataset.reasons.items()))]
-    body += ["## Configuration", f"```json\n{json.dumps(dataset.meta['config'], indent=1, ensure_ascii=False)}\n```"] if dataset.meta["config"] else []
+    if dataset.meta["config"]:
+        body += ["## Configuration", f"```json\n{json.dumps(dataset.meta['config'], indent=1, ensure_ascii=False)}\n```"]
     for title, counts in (("Languages", languages), ("Licences", licences), ("Hosts", hosts)):
         if counts:
             body += [f"## {title}", _table((title.lower(), "documents"), counts[:TOP]), *_rest(counts)]
@@ -106,7 +110,8 @@ def _history(dataset: Dataset, heading: bool = True) -> list[str]:
 
 
 def _mixture(planned: MixturePlan) -> list[str]:
-    parts = [f"{planned.tokens:,} tokens in {planned.steps:,} steps of {planned.batch_size} sequences of {planned.sequence_length} tokens ({planned.packing})."]
+    shape = f"{planned.steps:,} steps of {planned.batch_size} sequences of {planned.sequence_length} tokens"
+    parts = [f"{planned.tokens:,} tokens in {shape} ({planned.packing})."]
     for number, phase in enumerate(planned.phases, 1):
         total = sum(share.tokens for share in phase.shares)
         rows = [(share.source, f"{share.tokens / total:.2%}", share.tokens, f"{share.epochs:.2f}") for share in phase.shares]

@@ -137,8 +137,9 @@ def _run(payload: dict[str, Any], config: ForgetConfig, output: PartOutput) -> N
         output.read(table.num_rows)
         leaves = pc.is_in(table["id"], value_set=gone)
         left = table.filter(leaves)["id"].to_pylist()
-        tombstones = {"id": pa.array(left, pa.string()), "reason": pa.array([reasons[i] for i in left], pa.string()), "detail": pa.array([""] * len(left))}
-        output.write(table.filter(pc.invert(leaves)), pa.table(tombstones))
+        columns = {"id": left, "reason": [reasons[identity] for identity in left], "detail": [""] * len(left)}
+        tombstones = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+        output.write(table.filter(pc.invert(leaves)), tombstones)
 
 
 FORGET = Stage(name="forget", version=1, plan=_plan, run=_run)

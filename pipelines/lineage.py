@@ -99,7 +99,10 @@ def trace(shards: str | ShardSet, step: int, sample: int, token: int | None = No
         if not spans:
             raise UserError(f"position {token} of step {step}, sample {sample} holds no token (padding, or beyond {stream.length})")
         text = _decode(stream, spans[0], token - spans[0].position, 1)
-    found = {source: _documents(stream.shards, source, [span.document_id for span in spans if span.source == source]) for source in {s.source for s in spans}}
+    ids: dict[str, list[str]] = {}
+    for span in spans:
+        ids.setdefault(span.source, []).append(span.document_id)
+    found = {source: _documents(stream.shards, source, wanted) for source, wanted in ids.items()}
     traced = []
     for span in spans:
         documents, missing = found[span.source]

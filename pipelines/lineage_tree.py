@@ -16,8 +16,8 @@ def tree(trace: Trace) -> Tree:
     root = Tree(Text(f"step {trace.step}, sample {trace.sample}{position} of {trace.shards}", style="bold"))
     for traced in trace.spans:
         span = traced.span
-        where = f"tokens {span.position} to {span.position + span.length}: {span.source}, {span.shard} document {span.document}, from its token {span.doc_offset}"
-        branch = root.add(Text(where))
+        where = f"{span.source}, {span.shard} document {span.document}, from its token {span.doc_offset}"
+        branch = root.add(Text(f"tokens {span.position} to {span.position + span.length}: {where}"))
         branch.add(Text(_short(traced.text), style="italic"))
         if traced.document is None:
             branch.add(Text(f"document {span.document_id}: {traced.missing}", style="red"))

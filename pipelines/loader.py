@@ -213,8 +213,10 @@ class TokenStream:
     def _chosen(self, sources: list[str] | None) -> list[str]:
         if sources is None:
             return self.shards.sources
-        if self.split == "train" or (unknown := sorted(set(sources) - set(self.shards.sources))):
-            raise UserError("sources can only be chosen for the validation split" if self.split == "train" else f"no source {unknown[0]!r} in {self.shards.uri}")
+        if self.split == "train":
+            raise UserError("sources can only be chosen for the validation split; a training mixture weighs them")
+        if unknown := sorted(set(sources) - set(self.shards.sources)):
+            raise UserError(f"no source {unknown[0]!r} in {self.shards.uri}; there are {', '.join(self.shards.sources)}")
         return list(sources)
 
     def _slice(self, step: int) -> slice:
@@ -308,7 +310,8 @@ class TokenStream:
             learnt = following > tokens
             mask[at] = learnt if shard.mask is None else learnt & (shard.mask[following] == 1)
             labels[at[~learnt]] = 0
-        return Batch(ids.reshape(size, length), labels.reshape(size, length), mask.reshape(size, length), *_boundaries(spans, starts, size, length), spans)
+        rows = (array.reshape(size, length) for array in (ids, labels, mask))
+        return Batch(*rows, *_boundaries(spans, starts, size, length), spans)
 
 
 class _Order:

@@ -16,7 +16,7 @@ import numpy as np
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
-DTYPE_CODES = {np.dtype(np.uint8): 1, np.dtype(np.int8): 2, np.dtype(np.int16): 3, np.dtype(np.int32): 4, np.dtype(np.int64): 5, np.dtype(np.uint16): 8}
+DTYPE_CODES = {np.dtype(kind): code for kind, code in (("u1", 1), ("i1", 2), ("i2", 3), ("i4", 4), ("i8", 5), ("u2", 8))}
 DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}
 U16_VOCABULARY = 65_500  # Megatron's `optimal_dtype`: below it u16, else i32
 

@@ -160,8 +160,8 @@ class MixturePlan(Recipe):
         from rich.table import Table
         from rich.tree import Tree
 
-        title = f"[bold]{self.name}[/]  {self.tokens:,} tokens = {self.steps:,} steps of {self.batch_size} x {self.sequence_length}, {self.packing}, seed {self.seed}"
-        tree = Tree(title)
+        shape = f"{self.steps:,} steps of {self.batch_size} x {self.sequence_length}"
+        tree = Tree(f"[bold]{self.name}[/]  {self.tokens:,} tokens = {shape}, {self.packing}, seed {self.seed}")
         for number, phase in enumerate(self.phases, 1):
             total = sum(share.tokens for share in phase.shares)
             asked = sum(share.asked for share in phase.shares)
@@ -254,7 +254,8 @@ def _plan_phase(mixture: Mixture, budget: int | str, weights: dict[str, Fraction
     for name, count in counts.items():
         entry = held[name]
         tokens = round(Fraction(count * entry.tokens, entry.windows))
-        shares.append(Share(source=name, asked=round(wanted * weights[name] / total), tokens=tokens, sequences=count, epochs=round(count / entry.windows, 6)))
+        asked = round(wanted * weights[name] / total)
+        shares.append(Share(source=name, asked=asked, tokens=tokens, sequences=count, epochs=round(count / entry.windows, 6)))
     return PlannedPhase(first_step=first_step, steps=steps, shares=tuple(shares))
 
 

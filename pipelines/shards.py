@@ -11,7 +11,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
@@ -42,8 +42,10 @@ __all__ = ["ShardSet", "check", "estimate", "inspect", "tokenize", "verify"]
 SHARD_BYTES = 256 << 20  # uncompressed Parquet a shard: a part holds it in memory as tokens, Megatron asks for few big files
 BATCH_ROWS = 512
 ESTIMATE_ROWS = 256
+ESTIMATE_GROUPS = 8
 ESTIMATE_SLACK = 1.25  # a shortfall is only certain before encoding when the estimate is this far below the need
 
+Encoded = tuple[list[list[int] | ValueError], list[list[int] | None]]
 ChatEncoder = Callable[[Tokenizer, Sequence[dict[str, str]]], tuple[list[int], list[int]]]
 
 
@@ -92,8 +94,8 @@ def tokenize(
         UserError: the plan does not add up, a dataset lacks a column, or `out` holds other shards.
     """
     tokenizer = load_tokenizer(tokenizer_path)
-    planned = estimate(mixture, tokenizer, chat)
-    plan(mixture, {name: Available(tokens=round(a.tokens * ESTIMATE_SLACK), windows=round(a.windows * ESTIMATE_SLACK)) for name, a in planned.items()})
+    held = estimate(mixture, tokenizer, chat).items()
+    plan(mixture, {name: Available(tokens=round(a.tokens * ESTIMATE_SLACK), windows=round(a.windows * ESTIMATE_SLACK)) for name, a in held})
     eos_id = tokenizer.token_to_id(eos) if isinstance(eos, str) else eos
     if eos_id is None or eos_id >= tokenizer.get_vocab_size():
         raise UserError(f"{tokenizer_path}: the tokenizer has no token {eos!r} to end documents with")
@@ -124,7 +126,7 @@ def check(mixture: Mixture, tokenizer_path: str | Path, chat: str = "model.chat:
 
 
 def estimate(mixture: Mixture, tokenizer: Tokenizer, chat: str = "model.chat:encode") -> dict[str, Available]:
-    """Training tokens per source, from evenly spaced documents of each: exact for up to 256 documents.
+    """Training tokens per source, from evenly spaced documents of evenly spaced row groups; exact for up to 256 documents in 8.
 
     Raises:
         UserError: a dataset is missing or lacks a column, or `where` does not evaluate.
@@ -132,16 +134,34 @@ def estimate(mixture: Mixture, tokenizer: Tokenizer, chat: str = "model.chat:enc
     held = {}
     for source in mixture.sources:
         dataset = Dataset.open(source.dataset)
-        rows = _select(dataset, source).select(_column(source), *_copies(source))
-        count = rows.select(pl.len()).collect().item()
-        sample = rows.gather_every(max(1, count // ESTIMATE_ROWS)).collect()
+        count = _select(dataset, source).select(pl.len()).collect().item()
+        sample = _sample(dataset, source)
         copies = sample["copies"].to_numpy() if source.rehydrate else np.ones(len(sample), np.int64)
         encoded, _ = _encoder(source, tokenizer, chat)(sample[_column(source)].to_list())
-        lengths = np.array([len(ids) + 1 if ids else 0 for ids in encoded], np.int64)
+        lengths = np.array([len(ids) + 1 if isinstance(ids, list) and ids else 0 for ids in encoded], np.int64)
         total = float((lengths * copies).sum()) * (count / max(len(sample), 1)) * (1 - mixture.validation.fraction)
         tokens = round(total)
         held[source.name] = Available(tokens=tokens, windows=-(-tokens // mixture.sequence_length))
     return held
+
+
+def _sample(dataset: Dataset, source: Source) -> pl.DataFrame:
+    """About `ESTIMATE_ROWS` of the rows a source takes, spread over the dataset, in bounded memory."""
+    groups = [[path, group] for path, group, _ in _row_groups(dataset)]
+    chosen = [groups[place] for place in sorted({round(i) for i in np.linspace(0, len(groups) - 1, min(ESTIMATE_GROUPS, len(groups)))})]
+    frames = []
+    for group in chosen:
+        rows = pl.concat(frame.filter("__chosen") for frame in _frames([group], source))
+        frames.append(rows.gather_every(max(1, -(-len(rows) * len(chosen) // ESTIMATE_ROWS))))
+    return pl.concat(frames) if frames else pl.DataFrame(schema={_column(source): pl.String, "copies": pl.Int64})
+
+
+def _row_groups(dataset: Dataset) -> Iterator[tuple[str, int, int]]:
+    """Every row group of a dataset: (file, number, uncompressed bytes)."""
+    for path in dataset.parts:
+        with fsspec.open(path, "rb") as file, pq.ParquetFile(file) as table:
+            for group in range(table.num_row_groups):
+                yield path, group, table.metadata.row_group(group).total_byte_size
 
 
 def _plan_parts(inputs: Sequence[str], config: TokenizeConfig) -> list[dict[str, Any]]:
@@ -151,15 +171,12 @@ def _plan_parts(inputs: Sequence[str], config: TokenizeConfig) -> list[dict[str,
     for position, (source, uri) in enumerate(zip(config.sources, datasets, strict=True)):
         runs: list[list[list[Any]]] = []
         room = 0
-        for path in Dataset.open(uri).parts:
-            with fsspec.open(path, "rb") as file, pq.ParquetFile(file) as table:
-                for group in range(table.num_row_groups):
-                    size = table.metadata.row_group(group).total_byte_size
-                    if not runs or room < size:
-                        runs.append([])
-                        room = config.shard_bytes
-                    room -= size
-                    runs[-1].append([path, group])
+        for path, group, size in _row_groups(Dataset.open(uri)):
+            if not runs or room < size:
+                runs.append([])
+                room = config.shard_bytes
+            room -= size
+            runs[-1].append([path, group])
         for number, groups in enumerate(runs):
             parts.append({"source": position, "number": number, "groups": groups, "tokenizer": tokenizer, "dataset": Dataset.open(uri).name})
     return parts
@@ -180,13 +197,17 @@ def _run_part(payload: dict[str, Any], config: TokenizeConfig, output: PartOutpu
             encoded, masks = encode(rows[_column(source)].to_list())
             kept: list[dict[str, Any]] = []
             copies = rows["copies"].to_list() if source.rehydrate else [1] * len(rows)
+            left: list[tuple[str, str, str]] = []
             for document, ids, mask, times in zip(rows["id"].to_list(), encoded, masks, copies, strict=True):
+                if isinstance(ids, ValueError):
+                    left.append((document, "mixture.chat", str(ids)))
+                    continue
                 split = "validation" if _hash(document) < config.validation else "train"
                 times = times if split == "train" else 1
                 for _ in range(times):
                     writers[split].add(document, ids, mask, payload["dataset"])
                 kept.append({"id": document, "source": source.name, "split": split, "tokens": len(ids) + 1, "copies": times})
-            left = [(i, "mixture.where", source.where or "") for i, a in zip(frame["id"].to_list(), chosen, strict=True) if not a]
+            left += [(i, "mixture.where", source.where or "") for i, a in zip(frame["id"].to_list(), chosen, strict=True) if not a]
             left += [(i, "mixture.empty", _column(source)) for i, a, b in zip(frame["id"].to_list(), chosen, filled, strict=True) if a and not b]
             output.write(pa.Table.from_pylist(kept, KEPT) if kept else None, _rejected(left, source.name))
         for writer in writers.values():
@@ -240,11 +261,12 @@ class _ShardWriter:
         self.output.count(**{f"{self.prefix}.documents": len(lengths), f"{self.prefix}.tokens": int(lengths.sum())})
 
 
-def _frames(groups: list[list[Any]], source: SourceBytes) -> Any:
+def _frames(groups: list[list[Any]], source: Source | SourceBytes) -> Iterator[pl.DataFrame]:
     """The rows of row groups as frames with `id`, the text or messages, and `__chosen`."""
     for path, group in groups:
         with fsspec.open(path, "rb") as file, pq.ParquetFile(file) as table:
-            names = {"id", _column(source), *(["cluster_size"] if source.rehydrate else []), *(_where(source).meta.root_names() if source.where else [])}
+            names = {"id", _column(source), *(["cluster_size"] if source.rehydrate else [])}
+            names |= set(_where(source).meta.root_names()) if source.where else set()
             for batch in table.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=[n for n in table.schema_arrow.names if n in names]):
                 frame = pl.from_arrow(pa.Table.from_batches([batch]))
                 chosen = _where(source) if source.where else pl.lit(True)
@@ -287,17 +309,23 @@ def _copies(source: Source | SourceBytes) -> list[pl.Expr]:
     return [pl.col("cluster_size").fill_null(1).map_batches(weigh, return_dtype=pl.Int64, is_elementwise=True).alias("copies")]
 
 
-def _encoder(source: Source | SourceBytes, tokenizer: Tokenizer, chat: str) -> Callable[[list[Any]], tuple[list[list[int]], list[list[int] | None]]]:
-    """Values of the source's column -> (token ids, loss masks or None), a list each."""
+def _encoder(source: Source | SourceBytes, tokenizer: Tokenizer, chat: str) -> Callable[[list[Any]], Encoded]:
+    """Values of the source's column -> (token ids, loss masks or None), a list each; a ValueError in place of ids that cannot be."""
     if source.format == "text":
         return lambda values: (encode_batch(tokenizer, values), [None] * len(values))
     encode = chat_encoder(chat)
 
-    def encode_chats(values: list[Any]) -> tuple[list[list[int]], list[list[int] | None]]:
-        # Parquet gives every message every key; a key without a value was not there.
-        chats = [[{key: value for key, value in message.items() if value is not None} for message in messages] for messages in values]
-        pairs = [encode(tokenizer, messages) for messages in chats]
-        return [list(ids) for ids, _ in pairs], [list(mask) if source.loss == "assistant" else None for _, mask in pairs]
+    def encode_chat(messages: list[dict[str, Any]]) -> tuple[list[int] | ValueError, list[int] | None]:
+        try:
+            # Parquet gives every message every key; a key without a value was not there.
+            ids, mask = encode(tokenizer, [{key: value for key, value in message.items() if value is not None} for message in messages])
+        except ValueError as error:  # a role nobody knows, an empty conversation: the row's fault, and its reason to leave
+            return error, None
+        return list(ids), list(mask) if source.loss == "assistant" else None
+
+    def encode_chats(values: list[Any]) -> Encoded:
+        pairs = [encode_chat(messages) for messages in values]
+        return [ids for ids, _ in pairs], [mask for _, mask in pairs]
 
     return encode_chats
 

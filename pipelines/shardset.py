@@ -102,7 +102,8 @@ class ShardSet:
         root = root.rstrip("/")
         if not fs.exists(f"{root}/manifest.json"):
             begun = fs.exists(f"{root}/plan.json")
-            raise UserError(f"{uri}: " + ("the shards are not finished; run their command again" if begun else "no token shards here (no manifest.json)"))
+            why = "the shards are not finished; run their command again" if begun else "no token shards here (no manifest.json)"
+            raise UserError(f"{uri}: {why}")
         with fs.open(f"{root}/manifest.json", "rb") as file:
             manifest = json.load(file)
         if manifest.get("format") != FORMAT:

@@ -17,7 +17,8 @@ SETTINGS = {"sequence_length": 32, "batch_size": 4}
 
 
 def mixture(web, made):
-    sources = (Source(name="web", dataset=web, weight=1, max_repetition=4), Source(name="made", dataset=made, weight=1, format="chat", max_repetition=4))
+    text = Source(name="web", dataset=web, weight=1, max_repetition=4)
+    sources = (text, Source(name="made", dataset=made, weight=1, format="chat", max_repetition=4))
     return Mixture(sources=sources, **SETTINGS)
 
 

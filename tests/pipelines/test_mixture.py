@@ -11,7 +11,8 @@ from pipelines.mixture import Available, Mixture, Phase, Source, apportion, load
 
 
 def mixture(weights=(45, 55), repetition=1.0, **values):
-    sources = [Source(name=name, dataset=f"/data/{name}", weight=weight, max_repetition=repetition) for name, weight in zip("abcdef", weights, strict=False)]
+    named = zip("abcdef", weights, strict=False)
+    sources = [Source(name=name, dataset=f"/data/{name}", weight=weight, max_repetition=repetition) for name, weight in named]
     return Mixture(**{"name": "m", "sequence_length": 128, "batch_size": 8, "sources": sources, **values})
 
 

@@ -10,7 +10,7 @@ from shard_sets import dataset, make, problem_rows, web_rows
 from pipelines.cluster import open_cluster
 from pipelines.dataset import Dataset
 from pipelines.errors import UserError
-from pipelines.mixture import Mixture, Source
+from pipelines.mixture import Mixture, Source, Validation
 from pipelines.shards import ShardSet, check, inspect, tokenize, verify
 from pipelines.tokenizer import encode, load_tokenizer
 
@@ -108,8 +108,9 @@ def test_other_weights_only_plan_anew(made, tmp_path):
     again = tokenize(mixture.model_copy(update={"sources": sources}), tokenizer, shards.uri, shard_bytes=8000)
     assert (tmp_path / "shards/dataset.json").stat().st_mtime_ns == before
     assert again.plan.digest != shards.plan.digest and ShardSet.open(shards.uri).plan == again.plan
+    changed = mixture.model_copy(update={"validation": Validation(fraction=0.5)})
     with pytest.raises(UserError, match=r"output folder of another run \(differs in config key validation"):
-        tokenize(mixture.model_copy(update={"validation": mixture.validation.model_copy(update={"fraction": 0.5})}), tokenizer, shards.uri, shard_bytes=8000)
+        tokenize(changed, tokenizer, shards.uri, shard_bytes=8000)
 
 
 def test_where_and_rehydration(tmp_path):
@@ -121,6 +122,42 @@ def test_where_and_rehydration(tmp_path):
     assert Dataset.open(shards.uri).reasons == {"mixture.where": 100 - len(chosen)}
     copies = {1: 1, 2: 2, 5: 5}  # FineWeb-2's table
     assert shards.shards("de")[0].ids == [row["id"] for row in chosen for _ in range(copies[row["cluster_size"]])]
+
+
+def test_rows_that_cannot_be_encoded_leave_with_a_reason(tmp_path):
+    rows = problem_rows(20)
+    rows[3] = rows[3] | {"messages": [{"role": "oracle", "content": "?"}]}
+    rows[4] = rows[4] | {"messages": []}
+    _, tokenizer, _ = make(tmp_path, web=40, problems=20)
+    source = Source(name="odd", dataset=dataset(tmp_path, "odd", rows), weight=1, format="chat")
+    shards = tokenize(Mixture(sources=(source,), sequence_length=32, batch_size=2), tokenizer, str(tmp_path / "out"))
+    assert Dataset.open(shards.uri).reasons == {"mixture.chat": 1, "mixture.empty": 1}
+    assert "oracle" in Dataset.open(shards.uri).scan_rejected().collect().filter(reason="mixture.chat")["detail"][0]
+    assert len(shards.shards("odd")[0].ids) == 18
+
+
+def test_an_interrupted_run_is_finished_with_the_same_bytes(made, tmp_path, monkeypatch):
+    import pipelines.shards
+
+    write, calls = pipelines.shards._ShardWriter.close, []
+
+    def dying(writer):
+        calls.append(writer.prefix)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        write(writer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipelines.shards._ShardWriter, "close", dying)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path)
+    with pytest.raises(UserError, match="not finished"):
+        ShardSet.open(str(tmp_path / "shards"))
+    receipts = {path: path.stat().st_mtime_ns for path in (tmp_path / "shards/receipts").iterdir()}
+    assert receipts
+    _, _, shards = make(tmp_path)
+    assert all(path.stat().st_mtime_ns == before for path, before in receipts.items())
+    assert shards.manifest == made[3].manifest
 
 
 def test_mistakes_are_refused_before_anything_is_written(tmp_path):
