@@ -54,6 +54,26 @@ def causal_conv(x_BLC: Tensor, weight_CW: Tensor, bias_C: Tensor, *, seq_idx_BL:
     return _Conv.apply(window, weight_CW, bias_C, _reach(window, seq_idx_BL, TAPS - 1))[:, -length:]
 
 
+def causal_conv_step(x_BC: Tensor, weight_CW: Tensor, bias_C: Tensor, state_SWC: Tensor, rows_B: Tensor, active_B: Tensor | None = None) -> Tensor:
+    """One position for each of B sequences, whose last inputs are rows `rows` of `state` [S,W-1,C] and move on in place. Returns [B,C]; no gradient.
+
+    Rows that are not active keep their state, and their output means nothing.
+    """
+    if weight_CW.shape[1] != TAPS or not runs_here(x_BC, state_SWC) or x_BC.stride(1) != 1 or x_BC.dtype != state_SWC.dtype or not state_SWC.is_contiguous():
+        before = state_SWC[rows_B]
+        y = causal_conv_reference(x_BC[:, None], weight_CW, bias_C, state_BWC=before)[:, 0]
+        after = torch.cat([before[:, 1:], x_BC[:, None].to(before.dtype)], 1)
+        state_SWC[rows_B] = after if active_B is None else torch.where(active_B[:, None, None], after, before)
+        return y
+    batch, channels = x_BC.shape
+    y = torch.empty(batch, channels, dtype=x_BC.dtype)
+    active = active_B if active_B is not None else torch.ones(batch, dtype=torch.bool)
+    args = (flat(x_BC), x_BC.stride(0), weight_CW.detach().float().t().contiguous().numpy(), bias_C.detach().float().numpy(), flat(state_SWC), rows_B.numpy(),
+            active.numpy(), flat(y), channels)
+    over_tiles(lambda a, b: _step(a, b, *args), batch, x_BC.numel() * 4)
+    return y
+
+
 def _reach(x_BLC: Tensor, seq_idx_BL: Tensor | None, carried: int) -> np.ndarray:
     """How many earlier positions each position may read, 0..W-1: fewer at the start of a row and of a document."""
     batch, length, _ = x_BLC.shape
@@ -157,3 +177,19 @@ def _backward(first, last, x, x_batch, x_row, taps, bias, reach, dy, dx, sums, l
             out = dx[(b * length + t) * channels:(b * length + t + 1) * channels]
             for c in range(channels):
                 store(out, c, w0[c] * row[c] + m1 * (w1[c] * next1[c]) + m2 * (w2[c] * next2[c]) + m3 * (w3[c] * next3[c]))
+
+
+@njit(**JIT)
+def _step(first, last, x, x_row, taps, bias, state, rows, active, y, channels):
+    w0, w1, w2, w3 = taps[0], taps[1], taps[2], taps[3]
+    for b in range(first, last):
+        at = rows[b] * 3 * channels
+        s0, s1, s2 = state[at:at + channels], state[at + channels:at + 2 * channels], state[at + 2 * channels:at + 3 * channels]
+        new, out = x[b * x_row:b * x_row + channels], y[b * channels:(b + 1) * channels]
+        for c in range(channels):
+            total = bias[c] + w0[c] * load(s0, c) + w1[c] * load(s1, c) + w2[c] * load(s2, c) + w3[c] * load(new, c)
+            store(out, c, total * sigmoid(total))
+        if active[b]:
+            s0[:] = s1
+            s1[:] = s2
+            s2[:] = new

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Gemm = Callable[[Tensor, Tensor], Tensor]
-DENSE_TOKENS = 128  # at most this many (token, expert) products: one batched product over all experts beats a loop (decoding)
+DENSE_EXPERTS, DENSE_PRODUCTS = 16, 1024  # up to that many experts, and (token, expert) pairs: one batched product over all beats a loop (decoding)
 
 
 class _ReluSquared(torch.autograd.Function):
@@ -52,7 +52,7 @@ def experts(x_TL: Tensor, up_EML: Tensor, down_ELM: Tensor, index_TK: Tensor, we
     """
     tokens, choices = index_TK.shape
     count = up_EML.shape[0]
-    if tokens * count <= DENSE_TOKENS and gemm is F.linear and not torch.is_grad_enabled():
+    if count <= DENSE_EXPERTS and tokens * count <= DENSE_PRODUCTS and gemm is F.linear and not torch.is_grad_enabled():
         return _experts_dense(x_TL, up_EML, down_ELM, index_TK, weight_TK)
     flat = index_TK.reshape(-1)
     order = torch.argsort(flat, stable=True)

@@ -10,8 +10,13 @@ Shapes: B batch, L length, H heads, P head_dim, G groups (of R = H/G heads), N s
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numba import njit
 from torch import Tensor
+
+from kernels.bits import in_spans
+from kernels.lanes import JIT
 
 SPAN_ELEMENTS = 1 << 22  # largest decay mask held at once, in elements (16 MB of float32)
 
@@ -44,18 +49,41 @@ def ssd(x_BLHP: Tensor, dt_BLH: Tensor, A_H: Tensor, B_BLGN: Tensor, C_BLGN: Ten
     return _SSD.apply(x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, initial_state_BHPN, seq_idx_BL, chunk_size)
 
 
-def ssd_step(x_BHP: Tensor, dt_BH: Tensor, A_H: Tensor, B_BGN: Tensor, C_BGN: Tensor, D_H: Tensor, state_BHPN: Tensor) -> Tensor:
-    """One position for every row, the state updated in place (float32, contiguous). Returns y [B,H,P] float32."""
-    batch, heads, width = x_BHP.shape
-    x_BHP = x_BHP.float()
-    repeat = heads // B_BGN.shape[1]
-    if repeat > 1:
-        B_BGN, C_BGN = (t[:, :, None].expand(-1, -1, repeat, -1).reshape(batch, heads, -1) for t in (B_BGN, C_BGN))
-    state = state_BHPN.view(batch * heads, width, -1)
-    state.mul_(torch.exp(dt_BH * A_H).view(-1, 1, 1))
-    state.baddbmm_((x_BHP * dt_BH[..., None]).view(-1, width, 1), B_BGN.float().reshape(batch * heads, 1, -1))
-    y = torch.bmm(state, C_BGN.float().reshape(batch * heads, -1, 1)).view(batch, heads, width)
-    return y.addcmul_(x_BHP, D_H[:, None])
+def ssd_step(x_BHP: Tensor, dt_BH: Tensor, A_H: Tensor, B_BGN: Tensor, C_BGN: Tensor, D_H: Tensor, state_SHPN: Tensor, rows_B: Tensor) -> Tensor:
+    """One position for each of B sequences, whose states are rows `rows` of `state` (float32, contiguous) and change in place. Returns y [B,H,P] float32.
+
+    dt = 0 leaves a state as it was. No gradient. Decoding is bound by reading states: one compiled pass reads, updates and projects each once.
+    """
+    assert state_SHPN.is_contiguous() and state_SHPN.dtype == torch.float32
+    x_BHP, B_BGN, C_BGN = x_BHP.float().contiguous(), B_BGN.float().contiguous(), C_BGN.float().contiguous()
+    decay_BH = torch.exp(dt_BH * A_H)
+    if state_SHPN.device.type == "cpu":
+        y_BHP = torch.empty_like(x_BHP)
+        args = tuple(t.detach().numpy() for t in (x_BHP, dt_BH.contiguous(), decay_BH, B_BGN, C_BGN, D_H.float(), state_SHPN, rows_B, y_BHP))
+        in_spans(lambda a, b: _step(a, b, *args), x_BHP.shape[0], 2 * x_BHP.numel() * state_SHPN.shape[3])
+        return y_BHP
+    repeat = x_BHP.shape[1] // B_BGN.shape[1]
+    B_BHN, C_BHN = (t.repeat_interleave(repeat, 1) for t in (B_BGN, C_BGN))
+    state_BHPN = state_SHPN[rows_B] * decay_BH[..., None, None] + (x_BHP * dt_BH[..., None])[..., None] * B_BHN[:, :, None]
+    state_SHPN[rows_B] = state_BHPN
+    return (state_BHPN @ C_BHN[..., None])[..., 0] + D_H[:, None] * x_BHP
+
+
+@njit(**JIT)
+def _step(first, last, x, dt, decay, B, C, D, state, rows, y):
+    heads, width, size = state.shape[1:]
+    repeat = heads // B.shape[1]
+    for b in range(first, last):
+        for h in range(heads):
+            keys, queries, keep = B[b, h // repeat], C[b, h // repeat], decay[b, h]
+            for p in range(width):
+                row, value = state[rows[b], h, p], x[b, h, p]
+                add, total = value * dt[b, h], np.float32(0.0)
+                for n in range(size):
+                    new = row[n] * keep + add * keys[n]
+                    row[n] = new
+                    total += new * queries[n]
+                y[b, h, p] = total + D[h] * value
 
 
 class _Chunks:

@@ -43,7 +43,7 @@ class Attention(nn.Module):
 
 def append(state: KeyValues, k_BJTD: Tensor, v_BJTD: Tensor, step: Step) -> tuple[Tensor, Tensor]:
     """Write the real new positions of every row; return keys and values [B,J,S,D] up to the longest row."""
-    rows = torch.arange(step.rows.start, step.rows.stop) if step.in_place else step.rows
+    rows = step.index_B
     if step.length == 1 and not step.ragged:
         state.keys[rows, :, step.start_B] = k_BJTD[:, :, 0]
         state.values[rows, :, step.start_B] = v_BJTD[:, :, 0]

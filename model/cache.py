@@ -85,7 +85,8 @@ class Step:
         if len(chosen) != batch or len(set(chosen)) != batch or min(chosen) < 0 or max(chosen) >= cache.slots:
             raise ValueError(f"slots must be {batch} different numbers below {cache.slots}, not {chosen}")
         consecutive = chosen == list(range(chosen[0], chosen[0] + batch))
-        self.rows = slice(chosen[0], chosen[0] + batch) if consecutive else torch.tensor(chosen)
+        self.index_B = torch.tensor(chosen)
+        self.rows = slice(chosen[0], chosen[0] + batch) if consecutive else self.index_B
         self.in_place = consecutive
         self.length = length
         self.start_B = cache.lengths[self.rows]
@@ -101,6 +102,7 @@ class Step:
         self.fresh = not bool(self.start_B.any())
         if self.ragged:
             self.valid_BT = torch.arange(length) < self.new_B[:, None]
+        self.active_B = self.new_B > 0 if self.ragged else None  # rows with something new
         self.mask = None  # attention mask, made by the first attention layer of the call
 
     def close(self, cache: Cache) -> None:

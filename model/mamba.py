@@ -50,34 +50,36 @@ class Mamba(nn.Module):
         z, xBC, dt = self.in_proj(h_BTE).split([self.d_inner, self.conv_dim, config.mamba_num_heads], -1)
         dt = F.softplus(dt.float() + self.dt_bias)
         A_H = -torch.exp(self.A_log.float())
-        before = ssm = None
-        if state is not None:
-            before, ssm = state.conv[step.rows], state.ssm[step.rows]
-            if step.ragged:
-                dt = dt * step.valid_BT[..., None]  # a step of zero length leaves the state alone
-        window = xBC
-        xBC = conv.causal_conv(xBC, self.conv1d.weight.squeeze(1), self.conv1d.bias, seq_idx_BL=seq_idx_BT, state_BWC=before)
-        x, B, C = xBC.split([self.d_inner, config.n_groups * config.ssm_state_size, config.n_groups * config.ssm_state_size], -1)
-        x = x.view(batch, length, config.mamba_num_heads, config.mamba_head_dim)
-        B, C = (t.view(batch, length, config.n_groups, config.ssm_state_size) for t in (B, C))
-        if state is not None and length == 1:
-            y = ssd.ssd_step(x[:, 0], dt[:, 0], A_H, B[:, 0], C[:, 0], self.D, ssm)[:, None]
-            last = ssm
+        if state is not None and step.ragged:
+            dt = dt * step.valid_BT[..., None]  # a step of zero length leaves the state alone
+        if state is not None and length == 1 and not torch.is_grad_enabled():
+            xBC = conv.causal_conv_step(xBC[:, 0], self.conv1d.weight.squeeze(1), self.conv1d.bias, state.conv, step.index_B, step.active_B)
+            x, B, C = self._split(xBC)
+            y = ssd.ssd_step(x, dt[:, 0], A_H, B, C, self.D, state.ssm, step.index_B)
         else:
-            y, last = ssd.ssd(x, dt, A_H, B, C, self.D, chunk_size=config.chunk_size, seq_idx_BL=seq_idx_BT, initial_state_BHPN=ssm)
-        if state is not None:
-            self._remember(state, step, before, window, ssm, last)
-        y = norms.gated_rms_norm(y.flatten(2), z, self.norm.weight, config.layer_norm_epsilon, config.n_groups)
+            before, initial = (None, None) if state is None else (state.conv[step.rows], state.ssm[step.rows])
+            x, B, C = self._split(conv.causal_conv(xBC, self.conv1d.weight.squeeze(1), self.conv1d.bias, seq_idx_BL=seq_idx_BT, state_BWC=before))
+            y, last = ssd.ssd(x, dt, A_H, B, C, self.D, chunk_size=config.chunk_size, seq_idx_BL=seq_idx_BT, initial_state_BHPN=initial)
+            if state is not None:
+                self._remember(state, step, before, xBC, last)
+        y = norms.gated_rms_norm(y.view(batch, length, -1), z, self.norm.weight, config.layer_norm_epsilon, config.n_groups)
         return self.out_proj(y)
 
-    def _remember(self, state: MambaState, step: Step, before: Tensor, window: Tensor, ssm: Tensor, last: Tensor) -> None:
+    def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[..., conv_dim] -> x [..., H, P], B and C [..., G, N]."""
+        config = self.config
+        packed = config.n_groups * config.ssm_state_size
+        x, B, C = xBC.split([self.d_inner, packed, packed], -1)
+        return (x.unflatten(-1, (config.mamba_num_heads, config.mamba_head_dim)),
+                B.unflatten(-1, (config.n_groups, -1)), C.unflatten(-1, (config.n_groups, -1)))
+
+    def _remember(self, state: MambaState, step: Step, before: Tensor, inputs: Tensor, last: Tensor) -> None:
         """Keep the last inputs of the convolution and the last state; rows with fewer real tokens keep theirs from further left."""
         taps = before.shape[1]
-        inputs = torch.cat([before, window], 1)
+        inputs = torch.cat([before, inputs], 1)
         if step.ragged:
             columns = (step.new_B[:, None] + torch.arange(taps))[..., None].expand(-1, -1, inputs.shape[2])
             state.conv[step.rows] = inputs.gather(1, columns)
         else:
             state.conv[step.rows] = inputs[:, -taps:]
-        if not (step.in_place and last is ssm):
-            state.ssm[step.rows] = last
+        state.ssm[step.rows] = last

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels.conv import causal_conv, causal_conv_reference
+from kernels.conv import causal_conv, causal_conv_reference, causal_conv_step
 
 
 def inputs(length, dtype=torch.float32, batch=2, channels=40, seed=0):
@@ -51,3 +51,17 @@ def test_each_document_alone():
     x, ids = wide[:1, :, 8:48], torch.tensor([[4] * 7 + [1] * 2 + [9] * 11])
     alone = torch.cat([causal_conv(part, weight, bias) for part in x.split([7, 2, 11], 1)], 1)
     torch.testing.assert_close(causal_conv(x, weight, bias, seq_idx_BL=ids), alone, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_equal_the_whole(dtype):
+    wide, weight, bias, _, state = inputs(6, dtype)
+    x = wide[..., 8:48]
+    expected = causal_conv_reference(x, weight, bias, state_BWC=state)
+    states, rows = torch.full((4, 3, 40), 5.0, dtype=dtype), torch.tensor([2, 0])
+    states[rows] = state
+    y = torch.stack([causal_conv_step(x[:, t], weight, bias, states, rows) for t in range(6)], 1)
+    torch.testing.assert_close(y, expected)
+    assert torch.equal(states[rows], x[:, -3:]) and (states[[1, 3]] == 5.0).all()
+    causal_conv_step(x[:, 0], weight, bias, states, rows, torch.tensor([False, True]))
+    assert torch.equal(states[2], x[0, -3:]) and torch.equal(states[0, 2], x[1, 0])
