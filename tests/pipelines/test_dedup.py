@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import shutil
 
 import networkx
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.minhash import match_probability
-from kernels.ngrams import Normalisation, ngrams_reference, words_reference
+from kernels.ngrams import Normalisation, ngrams_of, ngrams_reference
 from pipelines.cluster import open_cluster
 from pipelines.dedup import DedupRecipe, dedup, rehydration_weight
 from pipelines.dedup.components import contract
@@ -107,6 +108,16 @@ def test_buckets_workers_and_input_order_change_nothing(corpus, deduplicated, tm
     assert spread.digest == many.digest == deduplicated.digest
     turned = dedup(paths[::-1], DedupRecipe(**recipe), str(tmp_path / "turned"))
     assert set(turned.scan(["id"]).collect()["id"]) == set(deduplicated.scan(["id"]).collect()["id"])
+
+
+def test_a_finished_folder_is_returned_or_refused(corpus, deduplicated, tmp_path):
+    recipe = DedupRecipe(minhash={"permutations": "affine64"}, exact={"url": False})
+    paths, out = write_parts(tmp_path / "in", corpus), str(tmp_path / "out")
+    assert dedup(paths, recipe, out).digest == deduplicated.digest
+    shutil.rmtree(tmp_path / "out/work")  # only there to be resumed from
+    assert dedup(paths, recipe, out).digest == deduplicated.digest and not (tmp_path / "out/work").exists()
+    with pytest.raises(UserError, match="another run"):
+        dedup(paths, DedupRecipe(), out)
 
 
 def test_survivor_is_the_first_by_the_sort_key(corpus, tmp_path):
@@ -261,10 +272,10 @@ def test_openstax_revisions_are_found_by_their_jaccard(shared_data, tmp_path):
     result = dedup(write_parts(tmp_path / "in", rows), DedupRecipe(minhash={"fold_digits": False, "strip_marks": False}), str(tmp_path / "out"))
     cluster = {member: ids for ids in clusters_of(result) for member in ids}
     found = sum(f"{pair['id']}|new" in cluster.get(f"{pair['id']}|old", ()) for pair in pairs)
+    rules = Normalisation(strip_marks=False, fold_digits=False)
     similarities = []
     for pair in pairs:
-        words = [words_reference(pair[side], Normalisation(strip_marks=False, fold_digits=False)) for side in ("old", "new")]
-        old, new = (set(zip(*(side[i:] for i in range(5)), strict=False)) for side in words)
+        old, new = (set(ngrams_of(pair[side], 5, rules).tolist()) for side in ("old", "new"))
         similarities.append(len(old & new) / len(old | new))
     expected = match_probability(np.array(similarities), 14, 8)
     error = 4 * np.sqrt((expected * (1 - expected)).sum()) + 1
