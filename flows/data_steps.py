@@ -5,7 +5,7 @@ from typing import Any
 
 import fsspec
 
-from flows.heldout import HOLDOUT, HoldoutRecipe
+from flows.heldout import HOLDOUT, HoldoutRecipe, clear_of_leaks
 from flows.steps import Run, Step, write_json
 from pipelines.dataset import Dataset
 from pipelines.errors import UserError
@@ -30,7 +30,7 @@ def kept(dataset: Dataset) -> dict[str, Any]:
 
 def crawl(run: Run) -> dict[str, Any]:
     """Resolve the crawl's source to files, downloading what is remote and small; the list is RUN/crawl.json."""
-    from pipelines.crawl import resolve
+    from pipelines.crawl.sources import resolve
 
     files = resolve(run.recipe.crawl, run.uri("crawl"), run.progress)
     sizes = [fsspec.url_to_fs(file)[0].size(fsspec.url_to_fs(file)[1]) or 0 for file in files]
@@ -58,13 +58,19 @@ def dedup(run: Run) -> dict[str, Any]:
 
 
 def holdout(run: Run) -> dict[str, Any]:
-    """Deduplicated documents -> text to train on and text held out, by a hash of their ids."""
-    figures = {}
-    for side, place in (("heldout", "heldout/text"), ("train", "text")):
-        config = HoldoutRecipe(side=side, fraction=run.recipe.heldout_fraction, seed=run.recipe.seed)
-        dataset = run_stage(HOLDOUT, [run.uri("deduped")], config, run.uri(place), cluster=run.cluster, progress=run.progress, name=place)
-        figures[f"{side} documents"] = dataset.rows
-    return figures
+    """Deduplicated documents -> those to train on and those held out, by a hash of their ids; then what leaks leaves.
+
+    Training documents that hold a good part of a held-out document (`leaks.coverage` of its n-grams) are dropped, and
+    RUN/heldout/leaks.json says how many.
+    """
+    sides = {}
+    for side, place in (("heldout", "heldout/text"), ("train", "heldout/rest")):
+        config = HoldoutRecipe(side=side, fraction=run.recipe.heldout.text_fraction, seed=run.recipe.seed)
+        sides[side] = run_stage(HOLDOUT, [run.uri("deduped")], config, run.uri(place), cluster=run.cluster, progress=run.progress, name=place)
+    clean = clear_of_leaks(sides["train"], sides["heldout"], run)
+    if not clean.rows:
+        raise UserError(f"{run.recipe.crawl}: no document is left to train on; it needs more, or more different, pages")
+    return {"held out": sides["heldout"].rows, "leaking": clean.rejected_rows, "to train on": clean.rows, "digest": clean.digest[:12]}
 
 
 CRAWL = file_step("crawl", crawl, "crawl.json")

@@ -12,7 +12,10 @@ import pyarrow.parquet as pq
 import xxhash
 from pydantic import Field
 
+from flows.steps import Run
+from pipelines.benchmark_items import BenchmarkFormat
 from pipelines.dataset import Dataset
+from pipelines.decontaminate import decontaminate
 from pipelines.recipe import Recipe
 from pipelines.stage import PartOutput, Stage
 
@@ -52,6 +55,12 @@ def _run(payload: dict[str, Any], config: HoldoutRecipe, output: PartOutput) -> 
     for name in ("reason", "detail"):
         away = away.append_column(name, pa.array([f"split.{other}" if name == "reason" else f"hash below {payload['below']:.6f}: held out"] * away.num_rows, pa.string()))
     output.write(table.filter(here), away)
+
+
+def clear_of_leaks(train: Dataset, held_out: Dataset, run: Run) -> Dataset:
+    """Training documents without those that hold a good part of a held-out one: RUN/text."""
+    recipe = run.recipe.leaks.model_copy(update={"formats": (BenchmarkFormat(match="*", fields=("text",)),)})
+    return decontaminate([train], [held_out.uri], recipe, run.uri("text"), cluster=run.cluster, progress=run.progress, name="text")
 
 
 HOLDOUT = Stage(name="holdout", version=1, plan=_plan, run=_run)

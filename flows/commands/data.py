@@ -44,7 +44,7 @@ def curate(
     """
     from flows.console import progress_on_screen
     from pipelines.cluster import open_cluster
-    from pipelines.crawl import resolve
+    from pipelines.crawl.sources import resolve
     from pipelines.curate import CurateRecipe, curate as run
     from pipelines.recipe import load_recipe
 

@@ -40,8 +40,9 @@ def demo(
     """
     from flows.demo_command import run_demo
 
-    chosen = [*only_overrides(overrides), *([f"crawl={crawl}"] if crawl else []), *([f"seed={seed}"] if seed is not None else [])]
-    run_demo(out, recipe, chosen, workers=workers, scheduler=scheduler, prefect=prefect, quiet=quiet, as_json=json)
+    run_demo(
+        out, recipe, only_overrides(overrides), crawl=crawl, seed=seed, workers=workers, scheduler=scheduler, prefect=prefect, quiet=quiet, as_json=json
+    )
 
 
 def add_to(app: typer.Typer) -> None:

@@ -27,12 +27,13 @@ def mixtures(folder: Path) -> list[dict[str, Any]]:
                 asked[part.source] = asked.get(part.source, 0) + part.asked
                 planned[part.source] = planned.get(part.source, 0) + part.tokens
         tokens = read or planned
+        wished = _asked(folder / name) or asked
         sources = [
             {
                 "name": source,
                 "documents": sum(shard.documents for shard in shards.shards(source)),
                 "available": shards.tokens[source],
-                "asked": asked.get(source, 0) / max(1, sum(asked.values())),
+                "asked": wished.get(source, 0) / max(1e-9, sum(wished.values())),
                 "achieved": tokens.get(source, 0) / max(1, sum(tokens.values())),
                 "tokens": tokens.get(source, 0),
                 "epochs": tokens.get(source, 0) / max(1, shards.tokens[source]),
@@ -41,6 +42,12 @@ def mixtures(folder: Path) -> list[dict[str, Any]]:
         ]
         shown.append({"name": name, "tokens": plan.tokens, "steps": plan.steps, "sources": sources})
     return shown
+
+
+def _asked(shards: Path) -> dict[str, float]:
+    """The shares the recipe asked for, before they were fitted to what there was."""
+    path = shards / "asked.json"
+    return json.loads(path.read_text(encoding="utf-8"))["weights"] if path.is_file() else {}
 
 
 def _ledger(run: Path) -> dict[str, int]:
