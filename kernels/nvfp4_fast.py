@@ -139,12 +139,15 @@ def _stochastic(x, encode, s, index, key0, key1):
 
 
 @njit(**JIT)
-def _spread_scales(m2, global_encode, s1, e1):
-    """Scale and encode multiplier of every element, from maxima m2 of neighbouring pairs (16-element blocks)."""
+def _spread_scales(m2, global_encode, s1, e1, u, f):
+    """Scale s1 and encode multiplier e1 of every element, from maxima m2 of neighbouring pairs (16-element blocks).
+
+    u, f: uint16 and float32 scratch of at least as many elements (allocating here would cost a fifth of the kernel).
+    """
     n = m2.size * 2
-    m4, m8, m16 = np.empty(n // 4, np.uint16), np.empty(n // 8, np.uint16), np.empty(n // 16, np.uint16)
-    f16, g16, f8 = np.empty(n // 16, np.float32), np.empty(n // 16, np.float32), np.empty(n // 8, np.float32)
-    f4, f2 = np.empty(n // 4, np.float32), np.empty(n // 2, np.float32)
+    m4, m8, m16 = u[:n // 4], u[n // 4:3 * n // 8], u[3 * n // 8:7 * n // 16]
+    f16, g16 = f[:n // 16], f[n // 16:n // 8]
+    f8, f4, f2 = f[n // 8:n // 4], f[n // 4:n // 2], f[n // 2:n]
     halve(m2, m4)
     halve(m4, m8)
     halve(m8, m16)
@@ -173,13 +176,13 @@ def _rows_span(x, out, start, stop, amax, stochastic, key0, key1):
     """Quantizes blocks start..stop of a flat tensor (rows are whole numbers of blocks)."""
     global_encode = _global_encode(amax)
     m2, s1, e1 = np.empty(TILE // 2, np.uint16), np.empty(TILE, np.float32), np.empty(TILE, np.float32)
-    index = np.arange(TILE).astype(np.uint32)
+    index, u, f = np.arange(TILE).astype(np.uint32), np.empty(TILE, np.uint16), np.empty(TILE, np.float32)
     for begin in range(start * 16, stop * 16, TILE):
         n = min(TILE, stop * 16 - begin)
         x_n = x[begin:begin + n]
         for i in range(n // 2):
             m2[i] = max(np.uint16(x_n[2 * i] & np.uint16(0x7FFF)), np.uint16(x_n[2 * i + 1] & np.uint16(0x7FFF)))
-        _spread_scales(m2[:n // 2], global_encode, s1, e1)
+        _spread_scales(m2[:n // 2], global_encode, s1, e1, u, f)
         _quantize_run(x_n, out[begin:begin + n], e1, s1, stochastic, index, np.uint32(begin), key0, key1)
 
 
@@ -198,12 +201,12 @@ def _tiles(x_NK, out_NK, amax):
     N, K = x_NK.shape
     global_encode = _global_encode(amax)
     m1, m2 = np.empty(K, np.uint16), np.empty(K // 2, np.uint16)
-    s1, e1 = np.empty(K, np.float32), np.empty(K, np.float32)
+    s1, e1, u, f = np.empty(K, np.float32), np.empty(K, np.float32), np.empty(K, np.uint16), np.empty(K, np.float32)
     unused, zero = np.empty(0, np.uint32), np.uint32(0)
     for n in range(0, N, 16):
         _column_maxima(x_NK[n:n + 16], m1)
         halve(m1, m2)
-        _spread_scales(m2, global_encode, s1, e1)
+        _spread_scales(m2, global_encode, s1, e1, u, f)
         for j in range(n, n + 16):
             _quantize_run(x_NK[j], out_NK[j], e1, s1, False, unused, zero, zero, zero)
 
