@@ -6,7 +6,7 @@ documentation network of RFC 5737, the fictional number range of the North Ameri
 
 import ipaddress
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from filters.rules import at_most, rules
@@ -16,6 +16,7 @@ PII = rules(
     ("share", "pii_per_word", at_most(0.1)),  # ours: a page of which a tenth is contact data is a directory
 )
 
+_LOCAL = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._%+-")
 EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])")
 IP = re.compile(r"(?<![\d.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\d.]*\d)")
 # International (+49 30 1234567), North American ((202) 555-0100, 202-555-0100) and European trunk forms (030 / 1234-5678).
@@ -39,7 +40,7 @@ def find_pii(text: str) -> list[Span]:
     """All finds, in order, without overlap."""
     if not _HINT.search(text):
         return []
-    spans = [Span("emails", *match.span()) for match in EMAIL.finditer(text)] if "@" in text else []
+    spans = [Span("emails", *span) for span in _emails(text)]
     spans += [Span("ips", *match.span()) for match in IP.finditer(text) if _is_public(match.group())]
     spans += [Span("phones", *match.span()) for match in PHONE.finditer(text) if 8 <= sum(map(str.isdigit, match.group())) <= 15]
     spans.sort(key=lambda span: (span.start, -span.end))
@@ -66,6 +67,19 @@ def mask_pii(text: str, kinds: Collection[str] = tuple(STAND_INS)) -> tuple[str,
         pieces += [text[position : span.start], STAND_INS[span.kind]]
         position = span.end
     return "".join([*pieces, text[position:]]), spans
+
+
+def _emails(text: str) -> Iterator[tuple[int, int]]:
+    """Looks around every @: trying the pattern at every letter of a page costs a hundred times as much."""
+    at, free = text.find("@"), 0
+    while at >= 0:
+        start = at
+        while start > max(free, at - 64) and text[start - 1] in _LOCAL:
+            start -= 1
+        if start < at and (match := EMAIL.match(text, start)):
+            yield match.span()
+            free = match.end()
+        at = text.find("@", max(at + 1, free))
 
 
 def _is_public(address: str) -> bool:

@@ -15,15 +15,19 @@ import numpy as np
 
 # Ranges without spaces between words: Thai-Lao, Myanmar, Khmer, Kana, Han and its extensions.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_LETTERS = rf"[^\W{UNSPACED}]"
-_SHARED = rf"""
-    (?:https?://|www\.)[^\s<>"]+               # URLs stay whole
-  | {_LETTERS}+(?:[.,@:\-/](?=\d)\d+|[.@]{_LETTERS}+)*   # words, 3.5, 1,000, 12:30, e-mail addresses, dotted.names
-  | [{UNSPACED}]
-  | \.{{2,}} | [^\w\s]                          # an ellipsis; any other mark alone
-"""
-_PLAIN = re.compile(rf"['’](?:s|re|ve|ll|d|m)\b | {_LETTERS}+n['’]t\b | {_SHARED}", re.VERBOSE | re.IGNORECASE)
-_ELIDING = re.compile(rf"\b{_LETTERS}{{1,6}}['’](?={_LETTERS}) | {_SHARED}", re.VERBOSE)
+_W = rf"[^\W{UNSPACED}]"  # a word character: letter, digit or underscore of a spaced script
+_L = rf"[^\W\d_{UNSPACED}]"  # a letter of one
+_CLITIC = r"['’](?:s|re|ve|ll|d|m)(?!\w)"
+# What may stand inside a word (`foo(bar`, `3.5`, `x.y`): marks between word characters, unless they divide words -
+# hyphens and `:<>=/` before a letter, operators between digits, a comma between letters, a full stop before a capital.
+_JOIN = rf"""(?!(?:--?-?|[–—~]){_L}|[:<>=/]{_L}|(?<=\d)[+\-*^][\d-]|(?<={_L}),{_L}|(?<=[a-z])\.[A-Z]|{_CLITIC})
+             (?:(?!\.\.|…)[^\w\s])+(?={_W})"""
+_WORD = rf"{_W}+(?:{_JOIN}{_W}+)*"
+_MARKS = rf"[{UNSPACED}] | \.{{2,}} | (?<!\w)[-./@\\|^~]+ | [^\w\s]"
+_ABBREVIATION = r"\b(?:[A-Za-z]\.){2,} | \b(?:Mr|Mrs|Ms|Dr|Jr|Sr|St|vs|etc)\."
+_URL = r"""(?:https?://|www\.)[^\s<>"]*[\w/]"""
+_PLAIN = re.compile(rf"{_URL} | {_CLITIC} | {_ABBREVIATION} | (?<!\w)[-./@\\|^~]*{_WORD} | {_WORD} | {_MARKS}", re.VERBOSE)
+_ELIDING = re.compile(rf"{_URL} | \b{_L}{{1,6}}['’](?={_L}) | (?<!\w)[-./@\\|^~]*{_W}+(?:(?!['’]){_JOIN}{_W}+)* | {_WORD} | {_MARKS}", re.VERBOSE)
 ELIDING_LANGUAGES = frozenset({"fr", "it", "ca", "oc"})  # l'homme, dell'arte: the article is a word
 
 

@@ -1,21 +1,30 @@
 """What a page says about itself: title, canonical address, language, licence.
 
-Licences count in the order of how explicitly they are meant for the page: rel="license", <meta>, JSON-LD, and last a link
-to a Creative Commons deed anywhere on it.
+Read from the tags by pattern, not from a tree: a tree's nodes are objects bound to the thread that made them, and a page's
+<meta> and <link> need no structure. Licences count in the order of how explicitly they are meant for the page:
+rel="license", <meta>, JSON-LD, and last a link to a Creative Commons deed anywhere on it.
 """
 
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import unescape
 from urllib.parse import urljoin
-
-from resiliparse.parse.html import HTMLTree
 
 from filters.licence import identify
 
 _META_LICENCES = ("dcterms.license", "dc.rights", "dcterms.rights", "license", "licence", "copyright", "rights")
-_TAG = re.compile(r"[A-Za-z]{2,3}")
+_TAGS = re.compile(r"<(meta|link|html)\b((?:[^<>\"']|\"[^\"]{0,4000}\"|'[^']{0,4000}')*)>", re.IGNORECASE)
+_ATTRIBUTE = re.compile(r"([\w:.-]+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"'>]+))")
+_TITLE = re.compile(r"<title\b[^>]*>(.*?)</title\s*>", re.IGNORECASE | re.DOTALL)
+_HEADING = re.compile(r"<h1\b[^>]*>(.{0,4000}?)</h1\s*>", re.IGNORECASE | re.DOTALL)
+_SVG = re.compile(r"<svg\b.*?</svg\s*>", re.IGNORECASE | re.DOTALL)  # an icon's <title> is not the page's
+_MARKUP = re.compile(r"<[^>]*>")
+_JSON_LD = re.compile(r"<script\b[^>]*application/ld\+json[^>]*>(.*?)</script\s*>", re.IGNORECASE | re.DOTALL)
+_ANCHOR_LICENCE = re.compile(r"<a\b[^>]*\brel\s*=\s*[\"']?[^\"'>]*\blicen[sc]e\b[^>]*>", re.IGNORECASE)
+_DEED = re.compile(r"<a\b[^>]*\bhref\s*=\s*[\"']?([^\"'\s>]*creativecommons\.org/[^\"'\s>]*)", re.IGNORECASE)
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}")
 _LONGEST_TITLE = 500  # characters
 
 
@@ -29,28 +38,38 @@ class Metadata:
     license: str
 
 
-def metadata_of(tree: HTMLTree, html: str, url: str) -> Metadata:
-    """All of it, from one walk over <meta> and <link>. `html` is the source the tree was parsed from, `url` its address."""
+def metadata_of(html: str, url: str) -> Metadata:
+    """All of it, from one pass over the tags; `url` is where the page was captured."""
     metas: dict[str, str] = {}
-    for node in tree.document.query_selector_all("meta[content]"):
-        for attribute in ("name", "property", "http-equiv"):
-            if key := node.getattr(attribute):
-                metas.setdefault(key.lower(), node.getattr("content") or "")
-    links = [(f" {(node.getattr('rel') or '').lower()} ", node.getattr("href") or "") for node in tree.document.query_selector_all("link[rel]")]
-    return Metadata(
-        title=_title(tree, metas),
-        canonical_url=_canonical(metas, links, url),
-        language_hint=_language(tree, metas),
-        license=_licence(tree, html, metas, links),
-    )
+    links: list[tuple[str, str]] = []
+    declared = ""
+    for tag, inside in _TAGS.findall(html):
+        attributes = _attributes(inside)
+        if tag.lower() == "meta":
+            name = attributes.get("name") or attributes.get("property") or attributes.get("http-equiv")
+            if name and attributes.get("content"):
+                metas.setdefault(name.lower(), attributes["content"])
+        elif tag.lower() == "link":
+            links.append((f" {attributes.get('rel', '').lower()} ", attributes.get("href", "")))
+        else:
+            declared = declared or attributes.get("lang") or attributes.get("xml:lang") or ""
+    return Metadata(_title(html, metas), _canonical(metas, links, url), _language(declared, metas), _licence(html, metas, links))
 
 
-def _title(tree: HTMLTree, metas: Mapping[str, str]) -> str:
+def _attributes(inside: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, *values in _ATTRIBUTE.findall(inside):
+        found.setdefault(name.lower(), unescape(next((value for value in values if value), "")))
+    return found
+
+
+def _title(html: str, metas: Mapping[str, str]) -> str:
     """og:title where the page has one (no site name appended), else <title>, else the first <h1>."""
-    title = metas.get("og:title") or tree.title
-    if not title and (heading := tree.document.query_selector("h1")) is not None:
-        title = heading.text
-    return " ".join((title or "").split())[:_LONGEST_TITLE]
+    title = metas.get("og:title", "")
+    for pattern in (_TITLE, _HEADING):
+        if not title and (match := pattern.search(_SVG.sub("", html) if "<svg" in html else html)):
+            title = unescape(_MARKUP.sub("", match.group(1)))
+    return " ".join(title.split())[:_LONGEST_TITLE]
 
 
 def _canonical(metas: Mapping[str, str], links: list[tuple[str, str]], url: str) -> str:
@@ -64,32 +83,30 @@ def _canonical(metas: Mapping[str, str], links: list[tuple[str, str]], url: str)
     return absolute if absolute.startswith(("http://", "https://")) else ""
 
 
-def _language(tree: HTMLTree, metas: Mapping[str, str]) -> str:
-    root = tree.document.query_selector("html")
-    declared = (root.getattr("lang") or root.getattr("xml:lang") or "") if root is not None else ""
-    declared = declared or metas.get("content-language", "") or metas.get("og:locale", "")
-    match = _TAG.match(declared.strip())
+def _language(declared: str, metas: Mapping[str, str]) -> str:
+    match = _LANGUAGE.match((declared or metas.get("content-language", "") or metas.get("og:locale", "")).strip())
     return match.group().lower() if match else ""
 
 
-def _licence(tree: HTMLTree, html: str, metas: Mapping[str, str], links: list[tuple[str, str]]) -> str:
+def _licence(html: str, metas: Mapping[str, str], links: list[tuple[str, str]]) -> str:
     """Identifier ("cc-by-sa-4.0"), or the URL or phrase of an explicitly given licence that has none."""
     explicit = next((href for rel, href in links if " license " in rel and href), "")
-    if not explicit and "license" in html:
-        explicit = _href(tree, 'a[rel~="license"]')
+    if not explicit and (anchor := _ANCHOR_LICENCE.search(html)):
+        explicit = _attributes(anchor.group()).get("href", "")
     explicit = explicit or next((metas[name] for name in _META_LICENCES if identify(metas.get(name, ""))), "")
     if not explicit and '"license"' in html:
-        explicit = _json_ld(tree)
+        explicit = _json_ld(html)
     if explicit:
         return identify(explicit) or explicit.strip()[:200]
-    return identify(_href(tree, 'a[href*="creativecommons.org/"]')) if "creativecommons.org/" in html else ""
+    deed = _DEED.search(html) if "creativecommons.org/" in html else None
+    return identify(deed.group(1)) if deed else ""
 
 
-def _json_ld(tree: HTMLTree) -> str:
-    for script in tree.document.query_selector_all('script[type="application/ld+json"]'):
+def _json_ld(html: str) -> str:
+    for script in _JSON_LD.findall(html):
         try:
-            pending = [json.loads(script.text)]
-        except ValueError:  # not JSON: says nothing
+            pending = [json.loads(script)]
+        except (ValueError, RecursionError):  # not JSON, or hostile: says nothing
             continue
         while pending:
             value = pending.pop()
@@ -101,8 +118,3 @@ def _json_ld(tree: HTMLTree) -> str:
             elif isinstance(value, list):
                 pending.extend(value)
     return ""
-
-
-def _href(tree: HTMLTree, selector: str) -> str:
-    node = tree.document.query_selector(selector)
-    return (node.getattr("href") or "") if node is not None else ""

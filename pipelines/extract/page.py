@@ -11,7 +11,6 @@ from html import unescape
 
 import trafilatura
 from resiliparse.extract.html2text import extract_plain_text
-from resiliparse.parse.html import HTMLTree
 
 from pipelines.extract.charset import decode
 from pipelines.extract.depth import too_deep
@@ -58,14 +57,13 @@ def extract(body: bytes, url: str = "", content_type: str | None = None) -> Extr
     if too_deep(body):
         return Extraction("", failure="too_deep")
     html, charset = decode(body, content_type)
-    tree = HTMLTree.parse(html)
-    text = tidy(extract_plain_text(tree, main_content=True, alt_texts=False))
+    text = tidy(extract_plain_text(html, main_content=True, alt_texts=False))
     method = "main"
-    if _distrusted(html, tree, text) and len(html) <= SLOW_LIMIT:
+    if _distrusted(html, text) and len(html) <= SLOW_LIMIT:
         second = tidy(trafilatura.extract(html, url=url or None, include_comments=False, deduplicate=False, fast=True) or "")
         if len(second) > len(text) or (len(second) >= SHORT_TEXT and _link_share(html, text) > LINK_SHARE):
             text, method = second, "fallback"
-    about = metadata_of(tree, html, url)
+    about = metadata_of(html, url)
     return Extraction(
         text=text,
         title=about.title,
@@ -85,9 +83,9 @@ def tidy(text: str) -> str:
     return _BLANK_LINES.sub("\n\n", _LINE_ENDS.sub("\n", text)).strip()
 
 
-def _distrusted(html: str, tree: HTMLTree, text: str) -> bool:
+def _distrusted(html: str, text: str) -> bool:
     if len(text) < SHORT_TEXT:
-        visible = extract_plain_text(tree, main_content=False, preserve_formatting=False, alt_texts=False)
+        visible = extract_plain_text(html, main_content=False, preserve_formatting=False, alt_texts=False)
         return len(visible) > MUCH_MORE * max(len(text), SHORT_TEXT // 2)
     return _link_share(html, text) > LINK_SHARE
 
