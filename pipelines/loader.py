@@ -172,10 +172,11 @@ class TokenStream:
         number, packed = self.sources.index(source), self._packed[source]
         total = self._order.drawn(self.steps)[number]
         found = []
+        earlier = self.plan.consumed[source]
         for window in packed.windows_of(shard, document):
-            for epoch in range(-(-total // packed.windows)):
-                sequence = epoch * packed.windows + self._permutation(source, epoch).inverse(window)
-                if sequence < total:
+            for epoch in range(earlier // packed.windows, -(-(earlier + total) // packed.windows)):
+                sequence = epoch * packed.windows + self._permutation(source, epoch).inverse(window) - earlier
+                if 0 <= sequence < total:
                     step = bisect_right(range(self.steps), sequence, key=lambda step: self._order.drawn(step + 1)[number])
                     before, after = self._order.drawn(step), self._order.drawn(step + 1)
                     place = sum(after[:number]) - sum(before[:number]) + sequence - before[number]
@@ -189,7 +190,13 @@ class TokenStream:
             upto = np.minimum(step * self.batch_size, self._windows)
             counts = np.diff(upto, prepend=0)
             return {name: int(self._packed[name].filled(np.arange(count)).sum()) for name, count in zip(self.sources, counts.tolist(), strict=True)}
-        return {name: self._tokens_of(name, count) for name, count in zip(self.sources, self._order.drawn(step), strict=True)}
+        upto = {name: count + self.plan.consumed[name] for name, count in self.windows_read(step).items()}
+        return {name: self._tokens_of(name, count) - self._tokens_of(name, self.plan.consumed[name]) for name, count in upto.items()}
+
+    def windows_read(self, step: int | None = None) -> dict[str, int]:
+        """Windows of training read per source before `step`: what `consumed` of a following mixture's sources is set to."""
+        assert self._order is not None, "windows are counted for the training split"
+        return dict(zip(self.sources, self._order.drawn(self.step if step is None else step), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """One integer, the identity of the plan, and the ledger."""
@@ -235,7 +242,7 @@ class TokenStream:
         before, after = self._order.drawn(step), self._order.drawn(step + 1)
         for source, (name, first, last) in enumerate(zip(self.sources, before, after, strict=True)):
             if first < last:
-                windows = self._shuffled(name, np.arange(first, last))
+                windows = self._shuffled(name, np.arange(first, last) + self.plan.consumed[name])
                 rows.append(np.stack([np.full_like(windows, source), windows], axis=1))
         return np.concatenate(rows)[self._mixed(step).take(np.arange(self.batch_size))]
 

@@ -38,6 +38,8 @@ class Source(Recipe):
     """Which rows: an SQL expression over the dataset's columns, e.g. `language = 'en' AND cluster_size < 5`."""
     max_repetition: Annotated[float, Field(gt=0)] = 1.0
     """How many times the source may be gone through."""
+    consumed: Annotated[int, Field(ge=0)] = 0
+    """Windows that an earlier run over the same documents, window length and seed has read: reading goes on after them."""
     rehydrate: bool = False
     """Write a document as often as FineWeb-2's table says for its `cluster_size` (`pipelines.dedup.rehydrate`)."""
 
@@ -138,6 +140,8 @@ class MixturePlan(Recipe):
     batch_size: int
     packing: str
     available: dict[str, Available]
+    consumed: dict[str, int]
+    """Per source, windows read before the first step."""
     phases: tuple[PlannedPhase, ...]
 
     @property
@@ -230,7 +234,8 @@ def plan(mixture: Mixture, available: Mapping[str, Available | int]) -> MixtureP
         if sequences:
             _check_supply(mixture, mixture.source(name), sequences, held[name])
     keys = ("name", "seed", "sequence_length", "batch_size", "packing")
-    return MixturePlan(**{key: getattr(mixture, key) for key in keys}, available={name: held[name] for name in held}, phases=tuple(phases))
+    consumed = {source.name: source.consumed for source in mixture.sources}
+    return MixturePlan(**{key: getattr(mixture, key) for key in keys}, available=held, consumed=consumed, phases=tuple(phases))
 
 
 def _plan_phase(mixture: Mixture, budget: int | str, weights: dict[str, Fraction], held: dict[str, Available], first_step: int) -> PlannedPhase:
@@ -238,7 +243,7 @@ def _plan_phase(mixture: Mixture, budget: int | str, weights: dict[str, Fraction
     # Sequences a token of the mixture costs, per source: its share of tokens over its mean tokens a window. Exact.
     cost = {name: weight / total * Fraction(held[name].windows, held[name].tokens) for name, weight in weights.items()}
     if budget == "all":
-        limits = {name: int(Fraction(mixture.source(name).max_repetition) * held[name].windows) for name in weights}
+        limits = {name: _limit(mixture.source(name), held[name]) for name in weights}
         steps = int(min(limits[name] / cost[name] for name in weights) * sum(cost.values()) // mixture.batch_size)
         while steps and any(count > limits[name] for name, count in apportion(cost, steps * mixture.batch_size).items()):
             steps -= 1
@@ -280,12 +285,19 @@ def _check_rounding(mixture: Mixture, share: Share, phase: int) -> None:
         )
 
 
+def _limit(source: Source, held: Available) -> int:
+    """Windows that may still be read."""
+    return max(0, int(Fraction(source.max_repetition) * held.windows) - source.consumed)
+
+
 def _check_supply(mixture: Mixture, source: Source, sequences: int, held: Available) -> None:
-    limit = int(Fraction(source.max_repetition) * held.windows)
+    limit = _limit(source, held)
     if sequences <= limit:
         return
     fill = held.tokens / held.windows
-    what = f"{round(sequences * fill):,} tokens asked, {held.tokens:,} available"
+    read = f", {round(source.consumed * fill):,} read before" if source.consumed else ""
+    what = f"{round(sequences * fill):,} tokens asked, {held.tokens:,} available{read}"
+    sequences, limit = sequences + source.consumed, limit + source.consumed
     if source.max_repetition <= 1:
         short = round((sequences - limit) * fill)
         raise UserError(

@@ -214,6 +214,28 @@ def test_a_changed_weight_leaves_what_was_read_alone(made):
     assert len(web) < made[2].available()["web"].tokens and set(web) == {1}
 
 
+def test_a_following_mixture_goes_on_where_the_last_one_stopped(made):
+    """Two runs one after the other, the second with other weights: no token twice before all were read once."""
+    first = TokenStream(made[2].uri, step=30)
+    read = first.windows_read()
+    weighed = zip(made[0].sources, (1, 3), strict=True)
+    sources = [source.model_copy(update={"consumed": read[source.name], "weight": weight}) for source, weight in weighed]
+    changed = made[0].model_copy(update={"sources": tuple(sources), "phases": (), "tokens": 4000})
+    second = TokenStream(made[2].uri, mixture=changed)
+    total = Counter()
+    for stream, steps in ((first, 30), (second, second.steps)):
+        for step in range(steps):
+            total += tokens_of(stream.batch(step))
+    for source, name in enumerate(first.sources):
+        counts = [n for (s, *_), n in total.items() if s == source]
+        counts += [0] * (made[2].available()[name].tokens - len(counts))
+        assert max(counts) - min(counts) <= 1
+    assert sum(total.values()) == sum(first.ledger(30).values()) + sum(second.ledger(second.steps).values())
+    greedy = [source.model_copy(update={"consumed": 10**4}) for source in sources]
+    with pytest.raises(UserError, match="read before"):
+        TokenStream(made[2].uri, mixture=changed.model_copy(update={"sources": tuple(greedy)}))
+
+
 def test_opening_reads_no_tokens(made):
     shards = ShardSet.open(made[2].uri)
     shards.array, opened = (lambda name, dtype, original=shards.array: opened.append(name) or original(name, dtype)), []
