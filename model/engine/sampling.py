@@ -42,31 +42,39 @@ def uniforms(keys_A: np.ndarray, positions_A: np.ndarray) -> np.ndarray:
 
 
 def sample(logits_AV: torch.Tensor, temperature_A: torch.Tensor, top_k_A: torch.Tensor, top_p_A: torch.Tensor,
-           uniform_A: torch.Tensor) -> torch.Tensor:
-    """Tokens int64 [A]. logits float32; temperature 0 takes the maximum; top_k 0 and top_p 1 are off; uniform float64 in [0, 1).
+           uniform_A: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(tokens int64 [A], log normalisers [A] or None). logits float32; temperature 0 takes the maximum; top_k 0 and top_p 1 are off;
+    uniform float64 in [0, 1).
 
-    Each row's result depends on that row alone."""
+    Each row's token depends on that row alone. The normalisers, log sum exp(logits), fall out where nothing scales or truncates
+    the batch, which is how RL samples; `logprobs` takes them."""
     greedy_A = temperature_A == 0
     if bool(greedy_A.all()):
-        return logits_AV.argmax(-1)
-    scaled_AV = logits_AV / torch.where(greedy_A, 1.0, temperature_A)[:, None]
+        return logits_AV.argmax(-1), None
+    plain = bool((temperature_A == 1).all())
+    scaled_AV = logits_AV if plain else logits_AV / torch.where(greedy_A, 1.0, temperature_A)[:, None]
     truncated = torch.nonzero(((top_k_A > 0) | (top_p_A < 1)) & ~greedy_A)[:, 0]
     if len(truncated):
         rows = scaled_AV[truncated]
         floor = _smallest_kept(rows, top_k_A[truncated], top_p_A[truncated])
-        scaled_AV[truncated] = rows.masked_fill(rows < floor[:, None], -torch.inf)
-    weights_AV = torch.exp(scaled_AV - scaled_AV.amax(-1, keepdim=True))
+        scaled_AV = scaled_AV.index_put((truncated,), rows.masked_fill(rows < floor[:, None], -torch.inf))
+    highest_A1 = scaled_AV.amax(-1, keepdim=True)
+    weights_AV = (scaled_AV - highest_A1).exp_()
     cumulative_AV = weights_AV.cumsum(-1, dtype=torch.float64)  # float32 sums lose tokens of probability under 1e-7
-    target_A1 = (uniform_A * cumulative_AV[:, -1])[:, None]
-    tokens_A = torch.searchsorted(cumulative_AV, target_A1, right=True)[:, 0]
-    # a product rounded up to the total would fall off the end
-    best_A = logits_AV.argmax(-1)
-    return torch.where(greedy_A | (tokens_A >= logits_AV.shape[-1]), best_A, tokens_A)
+    total_A = cumulative_AV[:, -1]
+    tokens_A = torch.searchsorted(cumulative_AV, (uniform_A * total_A)[:, None], right=True)[:, 0]
+    beyond_A = tokens_A >= logits_AV.shape[-1]  # a product rounded up to the total falls off the end
+    if bool((greedy_A | beyond_A).any()):
+        tokens_A = torch.where(greedy_A | beyond_A, logits_AV.argmax(-1), tokens_A)
+    normaliser_A = highest_A1[:, 0] + total_A.log().float() if plain and not len(truncated) else None
+    return tokens_A, normaliser_A
 
 
-def logprobs(logits_AV: torch.Tensor, tokens_A: torch.Tensor) -> torch.Tensor:
+def logprobs(logits_AV: torch.Tensor, tokens_A: torch.Tensor, normaliser_A: torch.Tensor | None = None) -> torch.Tensor:
     """log softmax(logits)[token] as float32 [A]: the model's own distribution, before temperature and truncation."""
-    return logits_AV.gather(-1, tokens_A[:, None])[:, 0] - torch.logsumexp(logits_AV, -1)
+    if normaliser_A is None:
+        normaliser_A = torch.logsumexp(logits_AV, -1)
+    return logits_AV.gather(-1, tokens_A[:, None])[:, 0] - normaliser_A
 
 
 def _smallest_kept(scaled_BV: torch.Tensor, top_k_B: torch.Tensor, top_p_B: torch.Tensor) -> torch.Tensor:

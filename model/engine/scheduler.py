@@ -156,8 +156,9 @@ class Scheduler:
         column = self.column
         at_A = column["written"][rows]
         uniform_A = torch.from_numpy(sampling.uniforms(column["key"][rows], at_A))
-        chosen_A = sampling.sample(logits_AV, torch.from_numpy(column["temperature"][rows]), torch.from_numpy(column["top_k"][rows]),
-                                   torch.from_numpy(column["top_p"][rows]), uniform_A)
+        chosen_A, normaliser_A = sampling.sample(
+            logits_AV, torch.from_numpy(column["temperature"][rows]), torch.from_numpy(column["top_k"][rows]),
+            torch.from_numpy(column["top_p"][rows]), uniform_A)
         tokens_A = chosen_A.numpy().copy()
         if self.budget.used:
             forced_rows, forced_tokens = self.budget.forced(slots_A)
@@ -165,7 +166,7 @@ class Scheduler:
             self.budget.update(slots_A, tokens_A, forced_rows)
             self.forced_SL[slots_A[forced_rows], at_A[forced_rows]] = True
         if column["logprobs"][rows].any():
-            self.logprobs_SL[slots_A, at_A] = sampling.logprobs(logits_AV, torch.from_numpy(tokens_A)).numpy()
+            self.logprobs_SL[slots_A, at_A] = sampling.logprobs(logits_AV, torch.from_numpy(tokens_A), normaliser_A).numpy()
         self.tokens_SL[slots_A, at_A] = tokens_A
         column["last"][rows] = tokens_A
         column["written"][rows] += 1

@@ -85,9 +85,10 @@ def test_calls_repeat_bit_for_bit_and_unseeded_requests_differ(lm, tokenizer):
     assert len({tuple(o.outputs[0].token_ids) for o in first}) == 6
 
 
-def test_logprobs_are_the_models_own(lm, tokenizer):
+@pytest.mark.parametrize("how", [{"temperature": 0.5, "top_k": 20}, {"temperature": 1.0}, {"temperature": 0.0}])
+def test_logprobs_are_the_models_own(lm, tokenizer, how):
     prompt = prompts(1, seed=4)[0]
-    sample = Engine(lm, tokenizer, max_length=64).generate([prompt], SamplingParams(temperature=0.5, top_k=20, max_tokens=10, seed=1, logprobs=True))[0].outputs[0]
+    sample = Engine(lm, tokenizer, max_length=64).generate([prompt], SamplingParams(max_tokens=10, seed=1, logprobs=True, **how))[0].outputs[0]
     ids = torch.tensor([prompt + sample.token_ids])
     with torch.no_grad():
         reference = lm(ids)[0].log_softmax(-1)
@@ -102,7 +103,7 @@ def test_sampling_follows_the_truncated_softmax(temperature, top_k, top_p):
     count = 20_000
     uniform = sampling.uniforms(np.full(count, sampling.stream_key(11, 2), np.uint64), np.arange(count, dtype=np.uint64))
     drawn = sampling.sample(torch.from_numpy(np.tile(logits, (count, 1))), torch.full((count,), temperature), torch.full((count,), top_k),
-                            torch.full((count,), top_p, dtype=torch.float64), torch.from_numpy(uniform)).numpy()
+                            torch.full((count,), top_p, dtype=torch.float64), torch.from_numpy(uniform))[0].numpy()
     order = np.argsort(-logits)
     scaled = logits.astype(np.float64)[order] / temperature  # oracle in float64, by sorting
     keep = np.arange(40) < (top_k or 40)
@@ -119,19 +120,19 @@ def test_nucleus_wider_than_the_first_look():
     """A flat distribution over 1000 tokens: top-p 0.5 keeps 500 of them, more than the 128 looked at first."""
     logits = torch.linspace(0, 1e-3, 1000).expand(4000, 1000)
     uniform = torch.from_numpy(sampling.uniforms(np.arange(4000, dtype=np.uint64), np.zeros(4000, np.uint64)))
-    drawn = sampling.sample(logits, torch.ones(4000), torch.zeros(4000, dtype=torch.long), torch.full((4000,), 0.5, dtype=torch.float64), uniform)
+    drawn = sampling.sample(logits, torch.ones(4000), torch.zeros(4000, dtype=torch.long), torch.full((4000,), 0.5, dtype=torch.float64), uniform)[0]
     assert 495 <= int(drawn.min()) <= 503 and int(drawn.max()) == 999
 
 
 def test_ties_and_extremes():
     logits = torch.zeros(3, 8)
     uniform = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)
-    drawn = sampling.sample(logits, torch.ones(3), torch.full((3,), 1), torch.ones(3, dtype=torch.float64), uniform)
+    drawn = sampling.sample(logits, torch.ones(3), torch.full((3,), 1), torch.ones(3, dtype=torch.float64), uniform)[0]
     assert drawn.tolist() == [0, 4, 7], "tokens tied with the smallest kept one stay"
     certain = torch.full((1, 8), -torch.inf)
     certain[0, 3] = 0.0
     for u in (0.0, 1 - 2**-53):
-        assert sampling.sample(certain, torch.ones(1), torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.float64), torch.tensor([u], dtype=torch.float64)).item() == 3
+        assert sampling.sample(certain, torch.ones(1), torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.float64), torch.tensor([u], dtype=torch.float64))[0].item() == 3
 
 
 def test_uniforms_are_uniform_and_streams_unrelated():
