@@ -110,7 +110,8 @@ def main() -> None:
                 result = dedup(paths, DedupRecipe(buckets=arguments.buckets), f"{folder}/out", cluster, note)
                 took[documents] = time.monotonic() - begin
             planted, found, mixed = planted_and_found(paths, result)
-        print(f"{documents:,} documents, {arguments.workers} workers: {took[documents]:.1f} s, {documents / took[documents]:,.0f} documents/s, {memory.peak / 1e9:.2f} GB")
+        speed = documents / took[documents]
+        print(f"{documents:,} documents, {arguments.workers} workers: {took[documents]:.1f} s, {speed:,.0f} documents/s, {memory.peak / 1e9:.2f} GB")
         print(f"  planted pairs found {found:,} of {planted:,} ({found / max(planted, 1):.2%}), clusters that mix families {mixed}")
         print("  " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in stages.items()))
     small, large = min(took), max(took)

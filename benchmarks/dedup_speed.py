@@ -89,7 +89,8 @@ def with_datatrove(texts: list[str]) -> np.ndarray:
     from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
     from datatrove.utils.hashing import HashConfig
 
-    step = MinhashDedupSignature("/dev/null", MinhashConfig(n_grams=N, num_buckets=BANDS, hashes_per_bucket=ROWS, hash_config=HashConfig(precision=64)))
+    config = MinhashConfig(n_grams=N, num_buckets=BANDS, hashes_per_bucket=ROWS, hash_config=HashConfig(precision=64))
+    step = MinhashDedupSignature("/dev/null", config)
     return np.array([np.concatenate(step.get_signature(step.get_shingles(Document(text=text, id="")))) for text in texts], np.uint64)
 
 

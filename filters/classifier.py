@@ -77,7 +77,16 @@ def train_fasttext(
     try:
         examples.write_text("".join(f"{lines[row]}\n" for row in order), encoding="utf-8")
         model = fasttext.train_supervised(
-            input=str(examples), dim=dimensions, wordNgrams=word_ngrams, epoch=epochs, lr=learning_rate, bucket=buckets, minCount=2, thread=1, verbose=0, seed=seed
+            input=str(examples),
+            dim=dimensions,
+            wordNgrams=word_ngrams,
+            epoch=epochs,
+            lr=learning_rate,
+            bucket=buckets,
+            minCount=2,
+            thread=1,
+            verbose=0,
+            seed=seed,
         )
     finally:
         examples.unlink(missing_ok=True)
@@ -100,7 +109,8 @@ class SignalModel:
         """
         if good.all() or not good.any():
             raise ValueError("a classifier needs documents of both classes")
-        numeric = [field.name for field in signals.type if pa.types.is_floating(field.type) or pa.types.is_integer(field.type) or pa.types.is_boolean(field.type)]
+        kinds = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean)
+        numeric = [field.name for field in signals.type if any(kind(field.type) for kind in kinds)]
         if not numeric:
             raise ValueError("the signals have no numeric field")
         raw = _matrix(signals, numeric)

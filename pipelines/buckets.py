@@ -72,7 +72,12 @@ class BucketRecipe(Recipe):
 
 
 def bucket(
-    inputs: Sequence[str | Dataset], recipe: BucketRecipe, out: str, cluster: Cluster | None = None, progress: Progress = silent, name: str | None = None
+    inputs: Sequence[str | Dataset],
+    recipe: BucketRecipe,
+    out: str,
+    cluster: Cluster | None = None,
+    progress: Progress = silent,
+    name: str | None = None,
 ) -> Dataset:
     """Add `quality_bucket` (int8, 0 worst), `quality_level` and `quality_scores` to every row; none is rejected.
 

@@ -97,7 +97,8 @@ def decontaminate(
 
     index = step("index", write_index, [{"against": [str(uri) for uri in against]}], [str(uri) for uri in against])
     if not index.counters["items_indexed"]:
-        raise UserError(f"decontaminate: no item of {', '.join(map(str, against))} can be looked for ({index.counters['items_short']:g} have under {recipe.min_words} words)")
+        short = f"{index.counters['items_short']:g} have under {recipe.min_words} words"
+        raise UserError(f"decontaminate: no item of {', '.join(map(str, against))} can be looked for ({short})")
     built = {"index": index.files, "digest": index.digest, "common": []}
     sources = [*uris, index.uri]
     if recipe.reference:
@@ -135,7 +136,8 @@ def write_index(payload: dict, recipe: DecontaminateRecipe, output: PartOutput) 
             grams = np.unique(grams[: hash_ngrams(words, words.size, length, grams)])
             columns.append((np.full(grams.size, length, np.int32), grams, np.full(grams.size, len(ids), np.int64)))
             ids.append(item.id)
-    length, gram, item = (np.concatenate(arrays) for arrays in zip(*columns, strict=True)) if columns else (np.empty(0, t) for t in ("i4", "u8", "i8"))
+    columns = columns or [(np.empty(0, np.int32), np.empty(0, np.uint64), np.empty(0, np.int64))]
+    length, gram, item = (np.concatenate(arrays) for arrays in zip(*columns, strict=True))
     order = np.lexsort((item, gram, length))
     length, gram, item = length[order], gram[order], item[order]
     starts = np.flatnonzero(np.concatenate(([True], (gram[1:] != gram[:-1]) | (length[1:] != length[:-1])))) if gram.size else np.empty(0, np.int64)
@@ -193,8 +195,11 @@ class Hit(NamedTuple):
     end: int
 
 
-def _matches(column: Any, indexes: list[Index], rules: Normalisation) -> Iterator[tuple[int, list[tuple[Index, np.ndarray, np.ndarray]], np.ndarray, np.ndarray]]:
-    """For each document with any match: (row, [(index, word positions, gram numbers)], word starts, word ends)."""
+Found = list[tuple[Index, np.ndarray, np.ndarray]]  # (index, word positions, n-gram numbers)
+
+
+def _matches(column: Any, indexes: list[Index], rules: Normalisation) -> Iterator[tuple[int, Found, np.ndarray, np.ndarray]]:
+    """For each document with any match: (row, what was found, word starts, word ends)."""
     data, offsets = utf8_column(column)
     longest = int(np.diff(offsets).max(initial=1)) or 1
     words, grams = np.empty(longest, np.uint64), np.empty(longest, np.uint64)
@@ -215,7 +220,7 @@ def _matches(column: Any, indexes: list[Index], rules: Normalisation) -> Iterato
             yield row, found, starts[:count] - base, ends[:count] - base
 
 
-def _best_hit(found: list, starts: np.ndarray, ends: np.ndarray, grams_per_item: np.ndarray, threshold: float) -> Hit | None:
+def _best_hit(found: Found, starts: np.ndarray, ends: np.ndarray, grams_per_item: np.ndarray, threshold: float) -> Hit | None:
     """The item of the greatest coverage at or above the threshold (ties: the longer span, then the earlier item)."""
     best: tuple[float, int, int, Hit] | None = None
     for index, positions, entries in found:
@@ -276,7 +281,7 @@ def run_part(payload: dict, recipe: DecontaminateRecipe, output: PartOutput) -> 
         output.read(table.num_rows)
         dirty = table.filter(pa.array(flagged))
         dirty = dirty.drop_columns([name for name in ("reason", "detail") if name in dirty.column_names])
-        dirty = dirty.append_column("reason", pa.array([REASON] * dirty.num_rows, pa.string())).append_column("detail", pa.array(details, pa.string()))
+        dirty = dirty.append_column("reason", pa.repeat(REASON, dirty.num_rows)).append_column("detail", pa.array(details, pa.string()))
         output.write(table.filter(pa.array(~flagged)), dirty)
 
 

@@ -53,7 +53,7 @@ class DedupRecipe(Recipe):
     minhash: MinHashRecipe | None = Field(MinHashRecipe(), description="a preset's name, a mapping (with `preset` to start from one), or null")
     survivor: tuple[str, ...] = Field(
         ("-quality_bucket?", "-text_bytes", "-captured_at?"),
-        description="sort key, first row of a cluster stays: a column (dotted into structs) or text_bytes; '-' sorts descending, '?' allows its absence",
+        description="sort key, a cluster's first row stays: columns (dotted into structs) or text_bytes; '-' sorts descending, '?' allows absence",
     )
     url_survivor: tuple[str, ...] = Field(("-captured_at?", "-text_bytes"), description="the same for captures of one URL: by default the newest")
     text: str = Field("text", description="the column that holds the text")

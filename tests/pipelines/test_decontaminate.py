@@ -105,7 +105,8 @@ def test_generated_problems_are_told_apart_by_their_operators(tmp_path):
     """Problems of one template share every phrase; only the same problem is a leak. Chat messages are read too."""
     held_out = [{"question": f"What is {a} {op} {b}?"} for a, op, b in [(12, "+", 34), (7, "*", 8)]]
     asked = ["What is 12 + 34?", "What is 12 - 34?", "What is 34 + 12?", "what is 7*8 ?", "What is 17 * 8?", "Say, what is 12 + 34? 46"]
-    rows = [{"id": str(n), "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "<think>\nhm\n</think>"}]} for n, text in enumerate(asked)]
+    reply = {"role": "assistant", "content": "<think>\nhm\n</think>"}
+    rows = [{"id": str(n), "messages": [{"role": "user", "content": text}, reply]} for n, text in enumerate(asked)]
     recipe = load_recipe(DecontaminateRecipe, {"preset": "item", "text": "messages"})
     against = write(tmp_path / "held.parquet", held_out)
     result = decontaminate([write(tmp_path / "in.parquet", rows)], [against], recipe, str(tmp_path / "out"))
@@ -116,7 +117,8 @@ def test_workers_change_nothing_and_columns_stay(tmp_path):
     draw = np.random.default_rng(4)
     texts = sentences(draw, 50, 40)
     against = write_jsonl(tmp_path / "b.jsonl.gz", [{"question": " ".join(text.split()[:15])} for text in texts[:7]])
-    parts = [write(tmp_path / f"{part}.parquet", [{"id": f"{part}-{n}", "text": text, "signals": {"x": n}} for n, text in enumerate(texts[part::2])]) for part in range(2)]
+    rows = [{"id": f"{n}", "text": text, "signals": {"x": n}} for n, text in enumerate(texts)]
+    parts = [write(tmp_path / f"{part}.parquet", rows[part::2]) for part in range(2)]
     serial = decontaminate(parts, [against], DecontaminateRecipe(), str(tmp_path / "serial"))
     spread = decontaminate(parts, [against], DecontaminateRecipe(), str(tmp_path / "spread"), Backwards())
     assert serial.digest == spread.digest and serial.rejected_rows == 7
@@ -128,7 +130,8 @@ def test_items_come_from_every_kind_of_file(tmp_path):
     (tmp_path / "b.csv").write_text('"No header, here",x\n')
     write(tmp_path / "c.parquet", [{"prompt": "p", "n": 1}])
     write_jsonl(tmp_path / "d.jsonl.gz", [{"doc": {"query": "q", "choices": ["x", "y"]}}])
-    headless = (BenchmarkFormat(match="*b.csv", fields=("0",), header=False), BenchmarkFormat(match="*d.jsonl.gz", fields=("doc.query", "doc.choices")))
+    choices = BenchmarkFormat(match="*d.jsonl.gz", fields=("doc.query", "doc.choices"))
+    headless = (BenchmarkFormat(match="*b.csv", fields=("0",), header=False), choices)
     texts = {path.name: [item.text for item in read_items(str(path), headless)] for path in tmp_path.iterdir()}
     assert texts == {"a.csv": ["What, then, is it?"], "b.csv": ["No header, here"], "c.parquet": ["p"], "d.jsonl.gz": ["q", "x\ny"]}
 
@@ -153,8 +156,8 @@ def test_real_benchmarks_against_real_clean_text(shared_data, tmp_path):
     with gzip.open(shared_data / "text/openstax-textbooks.jsonl.gz", "rt", encoding="utf-8") as file:
         pages = [json.loads(line)["text"] for line, _ in zip(file, range(1000), strict=False)]
     root = shared_data / "reasoning"
-    files = [root / "gsm8k/test.jsonl", root / "HumanEval.jsonl.gz", root / "mbpp.jsonl.gz", root / "olmo-in-loop-evals/arc_challenge__rc_0shot.jsonl.gz"]
-    against = [str(path) for path in files]
+    files = ("gsm8k/test.jsonl", "HumanEval.jsonl.gz", "mbpp.jsonl.gz", "olmo-in-loop-evals/arc_challenge__rc_0shot.jsonl.gz")
+    against = [str(root / name) for name in files]
     recipe = load_recipe(DecontaminateRecipe, "decontaminate")
     items = [item for path in against for item in read_items(path, recipe.formats) if len(item.text.split()) >= 16]
     rows = [{"id": f"clean-{n}", "text": page} for n, page in enumerate(pages)]

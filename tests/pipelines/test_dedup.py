@@ -61,7 +61,8 @@ def corpus():
             edited = list(words)
             for place in draw.integers(0, len(words), copy * int(draw.integers(0, 4))):
                 edited[place] = random_words(draw, 1)[0]
-            rows.append({"id": f"{family:03d}-{copy}", "text": " ".join(edited), "captured_at": f"2024-01-{copy + 1:02d}", "score": float(draw.random())})
+            row = {"id": f"{family:03d}-{copy}", "text": " ".join(edited), "captured_at": f"2024-01-{copy + 1:02d}"}
+            rows.append({**row, "score": float(draw.random())})
     draw.shuffle(rows)
     return rows
 
@@ -118,6 +119,24 @@ def test_a_finished_folder_is_returned_or_refused(corpus, deduplicated, tmp_path
     assert dedup(paths, recipe, out).digest == deduplicated.digest and not (tmp_path / "out/work").exists()
     with pytest.raises(UserError, match="another run"):
         dedup(paths, DedupRecipe(), out)
+
+
+def test_each_kind_alone(corpus, deduplicated, tmp_path):
+    paths = write_parts(tmp_path / "in", corpus)
+    exact = dedup(paths, DedupRecipe(minhash=None), str(tmp_path / "exact"))
+    texts = [row["text"] for row in corpus]
+    assert exact.reasons == {"exact.text": len(texts) - len(set(texts))}
+    near = dedup(paths, DedupRecipe(minhash={"permutations": "affine64"}, exact={"url": False, "text": False}), str(tmp_path / "near"))
+    assert set(near.reasons) == {"minhash.near_duplicate"} and clusters_of(near) == clusters_of(deduplicated)
+
+
+def test_character_shingles_find_copies_with_other_line_breaks(tmp_path):
+    draw = np.random.default_rng(12)
+    rows = [{"id": str(n), "text": " ".join(random_words(draw, 80))} for n in range(20)]
+    rows += [{"id": f"copy-{n}", "text": rows[n]["text"].replace(" ", "\n\n", 40)} for n in range(5)]
+    recipe = load_recipe(DedupRecipe, {"minhash": "nemotron_cc"})
+    result = dedup(write_parts(tmp_path / "in", rows), recipe, str(tmp_path / "out"))
+    assert clusters_of(result) == {frozenset({str(n), f"copy-{n}"}) for n in range(5)}
 
 
 def test_survivor_is_the_first_by_the_sort_key(corpus, tmp_path):
