@@ -6,7 +6,8 @@ the two global scales applied as `alpha` to the float32 accumulator before its o
 Column copies (the Hadamard-rotated operands of the weight gradient) keep the tensor's own layout and quantize down the
 columns, every lane a column, so that nothing is transposed.
 
-First use compiles (numba, cached on disk).
+What it bought: one Linear forward and backward (2048 x 256 -> 512) costs 1.8 times bfloat16's, a training step of the tiny and small models 1.1 and 1.2
+times (CPU time on one core); the share falls with size, since quantizing is O(MK) and the product O(MNK). First use compiles (numba, cached on disk).
 """
 
 from dataclasses import dataclass
