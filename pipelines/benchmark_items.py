@@ -17,8 +17,8 @@ from pipelines.dataset import Dataset, read_batches
 from pipelines.errors import UserError
 from pipelines.recipe import Recipe
 
-# The first of these that a file's first row has is its item. `doc.*`: request files of evaluation harnesses.
-USUAL_FIELDS = ("question", "problem", "prompt", "query", "instruction", "input", "doc.query", "doc.question", "doc.problem", "text")
+# The first of these that a file's first row has, itself or under `doc` (request files of evaluation harnesses), is its item.
+USUAL_FIELDS = ("question", "problem", "prompt", "query", "instruction", "input", "text")
 
 
 class BenchmarkFormat(Recipe):
@@ -45,7 +45,7 @@ def read_items(uri: str, formats: tuple[BenchmarkFormat, ...]) -> Iterator[Item]
     fields: tuple[str, ...] = known.fields if known else ()
     for number, row in enumerate(_rows(uri, known.header if known else True)):
         if not fields:
-            fields = tuple(field for field in USUAL_FIELDS if _has(row, field))[:1]
+            fields = tuple(field for prefix in ("", "doc.") for name in USUAL_FIELDS if _has(row, field := prefix + name))[:1]
             if not fields:
                 raise UserError(f"{uri}: none of the fields {', '.join(USUAL_FIELDS)} (it has {', '.join(map(str, row))}); name them in `formats`")
         for field in fields:
