@@ -37,6 +37,7 @@ class Sequence:
     output: CompletionOutput
     slot: int = -1
     aborted: bool = False
+    stream: bool = False  # somebody reads along
     stop_check: Callable[[list[int], int], str | None] | None = field(default=None, repr=False)
 
 
