@@ -15,6 +15,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from kernels import ssd_scan
 from kernels.bits import in_spans
 from kernels.lanes import JIT
 
@@ -45,7 +46,10 @@ def ssd(x_BLHP: Tensor, dt_BLH: Tensor, A_H: Tensor, B_BLGN: Tensor, C_BLGN: Ten
 
     `dt` is after softplus, `A` negative. dt = 0 leaves the state as it was (padding). `seq_idx` numbers the documents packed in a row:
     the state restarts where it changes, and `initial_state` belongs to the first document of a row.
+    On a CPU, states small enough for its caches take the compiled recurrence instead (`kernels.ssd_scan`); `chunk_size` then has no effect.
     """
+    if ssd_scan.fits(x_BLHP, B_BLGN, C_BLGN):
+        return ssd_scan.Scan.apply(x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, initial_state_BHPN, seq_idx_BL)
     return _SSD.apply(x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, initial_state_BHPN, seq_idx_BL, chunk_size)
 
 

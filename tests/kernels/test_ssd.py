@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from kernels import ssd as ssd_room
+from kernels import ssd_scan
 from kernels.ssd import ssd, ssd_reference, ssd_step
+
+
+
+@pytest.fixture(params=["chunked", "compiled scan"], autouse=True)
+def form(request, monkeypatch):
+    """Every test here holds for both fast forms."""
+    monkeypatch.setattr(ssd_scan, "MOST_STATE", 0 if request.param == "chunked" else 1 << 20)
+    return request.param
+
 
 NAMES = ("x", "dt", "A", "B", "C", "D", "initial")
 
