@@ -36,4 +36,11 @@ def tables(folder: Path) -> Mapping[str, Sequence[Mapping[str, Any]]]:
     return {"funnel": [{"stage": stage["stage"], "rows in": stage["rows_in"], "kept": stage["kept"]} for stage in stages], "reasons": reasons}
 
 
-CURATION = Job(name="curation", recipe=CurationRecipe, identity=identity, groups=lambda recipe: [Group(name="data", steps=(CRAWL, CURATE, DEDUP))], tables=tables)
+CURATION = Job(
+    name="curation",
+    about="a crawl to deduplicated documents",
+    recipe=CurationRecipe,
+    identity=identity,
+    groups=lambda recipe: [Group(name="data", steps=(CRAWL, CURATE, DEDUP))],
+    tables=tables,
+)

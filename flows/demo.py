@@ -87,4 +87,4 @@ def tables(folder: Path) -> Mapping[str, Sequence[Mapping[str, Any]]]:
     }
 
 
-DEMO = Job(name="demo", recipe=DemoRecipe, identity=identity, groups=groups, tables=tables)
+DEMO = Job(name="demo", about="the main job: real pages to a trained and post-trained model, and a report", default="demo", recipe=DemoRecipe, identity=identity, groups=groups, tables=tables)

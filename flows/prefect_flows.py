@@ -1,12 +1,9 @@
-"""The flows by name: what `gristmill flow run|deploy` and `prefect.yaml` name."""
+"""The jobs as Prefect flows, by the names that `prefect.yaml` gives as entry points."""
 
 from flows.prefect_job import flow_of  # first: it prepares Prefect's environment
 
-from flows.curation import CURATION
-from flows.demo import DEMO
-from flows.post_training import POST_TRAINING
+from flows.jobs import JOBS  # noqa: I001
 
-demo_flow = flow_of(DEMO)
-curation_flow = flow_of(CURATION)
-post_training_flow = flow_of(POST_TRAINING)
-FLOWS = {job.name: made for job, made in ((DEMO, demo_flow), (CURATION, curation_flow), (POST_TRAINING, post_training_flow))}
+demo_flow = flow_of(JOBS["demo"])
+curation_flow = flow_of(JOBS["curation"])
+post_training_flow = flow_of(JOBS["post-training"])

@@ -41,7 +41,7 @@ def flow_of(job: Job) -> Flow:
     """The Prefect flow of a job. Its parameters are those of the command."""
 
     def run_job(out: str, recipe: str | dict[str, Any] | None = None, overrides: Sequence[str] = (), workers: int | None = None, scheduler: str | None = None) -> str:
-        chosen = load_recipe(job.recipe, job.name if recipe is None else recipe, list(overrides))
+        chosen = load_recipe(job.recipe, job.default if recipe is None else recipe, list(overrides))
         folder = Path(out)
         claim_folder(folder, job.identity(chosen))
         groups = job.groups(chosen)

@@ -93,7 +93,9 @@ class Job:
     """A recipe's model, the identity a run folder is claimed with, and the steps in order."""
 
     name: str
+    about: str
     recipe: type[Recipe]
+    default: str | None = None  # the recipe that is used when none is named; None: the model's own defaults
     identity: Callable[[Any], Mapping[str, Any]]
     groups: Callable[[Any], Sequence[Group]]
     tables: Callable[[Path], Mapping[str, Sequence[Mapping[str, Any]]]]  # what a finished run shows, by title

@@ -1,10 +1,10 @@
-"""Verbs over documents: curate, dedup, decontaminate, bucket, train-classifier."""
+"""Verbs over documents: curate, select, dedup, decontaminate, bucket, train-classifier."""
 
 from typing import Annotated
 
 import typer
 
-from flows.commands.options import Inputs, Json, Out, Quiet, RecipeName, Scheduler, Workers, recipe_help, some, split_overrides
+from flows.commands.options import Inputs, Json, Out, Overrides, Quiet, RecipeName, Scheduler, Workers, only_overrides, recipe_help, some, split_overrides
 
 
 def _curate_recipe():
@@ -17,6 +17,24 @@ def _dedup_recipe():
     from pipelines.dedup import DedupRecipe
 
     return DedupRecipe
+
+
+def _decontaminate_recipe():
+    from pipelines.decontaminate import DecontaminateRecipe
+
+    return DecontaminateRecipe
+
+
+def _bucket_recipe():
+    from pipelines.buckets import BucketRecipe
+
+    return BucketRecipe
+
+
+def _classifier_recipe():
+    from pipelines.train_classifier import ClassifierRecipe
+
+    return ClassifierRecipe
 
 
 def curate(
@@ -89,11 +107,126 @@ def dedup(
     dataset_summary("deduplicated", dataset, quiet, json)
 
 
+def select(
+    inputs: Inputs,
+    out: Out,
+    recipe: RecipeName = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    quiet: Quiet = False,
+    json: Json = False,
+    recipe_help: recipe_help(_curate_recipe) = False,
+) -> None:
+    """Apply another recipe's thresholds to curated documents, from their signals, without reading a page again.
+
+    Example:
+
+        gristmill select curated --out curated-strict --recipe fineweb
+    """
+    from flows.console import progress_on_screen
+    from pipelines.cluster import open_cluster
+    from pipelines.curate import CurateRecipe
+    from pipelines.recipe import load_recipe
+    from pipelines.select import select as run
+
+    datasets, overrides = split_overrides(inputs)
+    chosen = load_recipe(CurateRecipe, recipe, overrides)
+    with progress_on_screen(quiet) as progress, open_cluster(workers, scheduler) as cluster:
+        dataset = run(some(datasets, "dataset"), chosen, out, cluster=cluster, progress=progress)
+    dataset_summary("selected", dataset, quiet, json)
+
+
+def decontaminate(
+    inputs: Inputs,
+    out: Out,
+    against: Annotated[list[str], typer.Option("--against", "-a", help="A benchmark file (JSONL, CSV, Parquet) or dataset; may be repeated.", metavar="FILE")],
+    recipe: RecipeName = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    quiet: Quiet = False,
+    json: Json = False,
+    recipe_help: recipe_help(_decontaminate_recipe) = False,
+) -> None:
+    """Remove documents that contain benchmark items; each names the item and the span that matched.
+
+    Examples:
+
+        gristmill decontaminate deduped --against gsm8k/test.jsonl --out clean --recipe decontaminate
+
+        gristmill decontaminate deduped --against mmlu.csv --against ifeval.jsonl --out clean preset=ngram8
+    """
+    from flows.console import progress_on_screen
+    from pipelines.cluster import open_cluster
+    from pipelines.decontaminate import DecontaminateRecipe, decontaminate as run
+    from pipelines.recipe import load_recipe
+
+    datasets, overrides = split_overrides(inputs)
+    chosen = load_recipe(DecontaminateRecipe, recipe, overrides)
+    with progress_on_screen(quiet) as progress, open_cluster(workers, scheduler) as cluster:
+        dataset = run(some(datasets, "dataset"), against, chosen, out, cluster=cluster, progress=progress)
+    dataset_summary("decontaminated", dataset, quiet, json)
+
+
+def bucket(
+    inputs: Inputs,
+    out: Out,
+    recipe: RecipeName = "bucket",
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    quiet: Quiet = False,
+    json: Json = False,
+    recipe_help: recipe_help(_bucket_recipe) = False,
+) -> None:
+    """Sort documents into 20 quality buckets by an ensemble of classifiers; none leaves.
+
+    Example:
+
+        gristmill bucket deduped --out bucketed --recipe bucket
+    """
+    from flows.console import progress_on_screen
+    from pipelines.buckets import BucketRecipe, bucket as run
+    from pipelines.cluster import open_cluster
+    from pipelines.recipe import load_recipe
+
+    datasets, overrides = split_overrides(inputs)
+    chosen = load_recipe(BucketRecipe, recipe, overrides)
+    with progress_on_screen(quiet) as progress, open_cluster(workers, scheduler) as cluster:
+        dataset = run(some(datasets, "dataset"), chosen, out, cluster=cluster, progress=progress)
+    dataset_summary("bucketed", dataset, quiet, json)
+
+
+def train_classifier(
+    out: Out,
+    good: Annotated[list[str], typer.Option("--good", help="A dataset of documents one wants more of; may be repeated.", metavar="DS")],
+    other: Annotated[list[str], typer.Option("--other", help="A dataset of ordinary documents; may be repeated.", metavar="DS")],
+    recipe: RecipeName = None,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    json: Json = False,
+    recipe_help: recipe_help(_classifier_recipe) = False,
+) -> None:
+    """Train quality classifiers (fastText on words, a linear one on signals) and report their held-out AUC.
+
+    Example:
+
+        gristmill train-classifier --good textbooks --other curated --out classifier epochs=10
+    """
+    from flows.console import progress_on_screen
+    from pipelines.recipe import load_recipe
+    from pipelines.train_classifier import ClassifierRecipe, train_classifier as run
+
+    chosen = load_recipe(ClassifierRecipe, recipe, only_overrides(overrides))
+    with progress_on_screen(quiet) as progress:
+        dataset = run(good, other, chosen, out, progress)
+    dataset_summary("classifiers", dataset, quiet, json)
+
+
 def dataset_summary(verb: str, dataset, quiet: bool, json: bool) -> None:
     """The last screen of every verb that writes a dataset."""
     from flows.console import summary, table_of
 
     facts = {"dataset": dataset.uri, "rows in": dataset.rows_in, "kept": dataset.rows, "rejected": dataset.rejected_rows, "digest": dataset.digest}
+    facts |= {name: value for name, value in dataset.counters.items() if name.startswith("auc")}
     result = {
         "dataset": dataset.uri,
         "name": dataset.name,
@@ -110,5 +243,5 @@ def dataset_summary(verb: str, dataset, quiet: bool, json: bool) -> None:
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("curate", rich_help_panel="Documents")(curate)
-    app.command("dedup", rich_help_panel="Documents")(dedup)
+    for name, verb in {"curate": curate, "select": select, "dedup": dedup, "decontaminate": decontaminate, "bucket": bucket, "train-classifier": train_classifier}.items():
+        app.command(name, rich_help_panel="Documents")(verb)

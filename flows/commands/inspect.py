@@ -1,10 +1,10 @@
-"""Verbs that answer questions about a run: why, trace, report."""
+"""Verbs about what was made: why, trace, report, forget, card."""
 
 from typing import Annotated
 
 import typer
 
-from flows.commands.options import Json, Quiet
+from flows.commands.options import Json, Quiet, Workers
 
 RunFolder = Annotated[str, typer.Argument(help="A run's folder.", metavar="RUN")]
 
@@ -31,5 +31,114 @@ def report(
     summary("report", {"report": str(path), "bytes": path.stat().st_size}, quiet=quiet, as_json=json)
 
 
+def why(
+    page: Annotated[str, typer.Argument(help="A page's URL, or a document's id.", metavar="URL-or-ID")],
+    run: Annotated[str, typer.Argument(help="A run's folder, or one dataset.", metavar="RUN|DS")],
+    json: Json = False,
+) -> None:
+    """What happened to a page: every stage that saw it, the rule that decided, the value and its bound.
+
+    Example:
+
+        gristmill why https://example.org/page runs/first
+    """
+    from dataclasses import asdict
+
+    from flows.console import out as screen, summary, table_of
+    from flows.run_folder import document_datasets
+    from pipelines.why import explain
+
+    fates = explain(page, document_datasets(run))
+    if json:
+        summary("", {}, as_json=True, result=[asdict(fate) for fate in fates])
+        return
+    for fate in fates:
+        verdict = "kept" if fate.kept else f"left: {fate.reason}"
+        screen.rule(f"{fate.stage} · {verdict}", align="left")
+        facts = {"dataset": fate.dataset, **({"why": fate.detail} if fate.detail else {}), **{key: value for key, value in fate.row.items() if value not in (None, "") and key not in ("reason", "detail")}}
+        summary(str(fate.row.get("title") or page), facts)
+        if fate.decisions:
+            columns = list(asdict(fate.decisions[0]))
+            screen.print(table_of("rules, in order", columns, [[asdict(decision)[column] for column in columns] for decision in fate.decisions]))
+
+
+def trace(
+    run: Annotated[str, typer.Argument(help="A demo's folder, a training run's folder, or shards.", metavar="RUN")],
+    step: Annotated[int, typer.Option("--step", min=0, help="Training step.")],
+    sample: Annotated[int, typer.Option("--sample", min=0, help="Row of the step's batch.")] = 0,
+    token: Annotated[int | None, typer.Option("--token", min=0, help="Only the document under this position.")] = None,
+    stage: Annotated[str, typer.Option("--stage", help="Of a demo: pretrain or continued.")] = "pretrain",
+    json: Json = False,
+) -> None:
+    """From a training batch's tokens back to the WARC record, or to the generator, task and prompt.
+
+    Examples:
+
+        gristmill trace runs/first --step 100 --sample 3
+
+        gristmill trace runs/first --step 10 --sample 0 --token 17 --stage continued
+    """
+    from dataclasses import asdict
+
+    from flows.console import out as screen, summary
+    from flows.run_folder import shards_of
+    from pipelines.lineage import trace as run_trace
+
+    found = run_trace(shards_of(run, stage), step, sample, token)
+    if json:
+        summary("", {}, as_json=True, result=asdict(found))
+    else:
+        screen.print(found)
+
+
+def forget(
+    shards: Annotated[str, typer.Argument(help="Shards to write anew without the documents.", metavar="SHARDS")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder of the new version.", metavar="OUT")],
+    url: Annotated[list[str] | None, typer.Option("--url", help="Documents of this URL; may be repeated.")] = None,
+    host: Annotated[list[str] | None, typer.Option("--host", help="Documents of this host; may be repeated.")] = None,
+    id: Annotated[list[str] | None, typer.Option("--id", help="This document; may be repeated.")] = None,
+    list_file: Annotated[str | None, typer.Option("--list", help="A file with an id a line.", metavar="FILE")] = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Write datasets and shards anew without some documents and what was generated from them.
+
+    Example:
+
+        gristmill forget shards --host example.org --out forgotten
+    """
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from flows.console import progress_on_screen, summary
+    from pipelines.cluster import open_cluster
+    from pipelines.errors import UserError
+    from pipelines.forget import forget as run
+    from pipelines.lineage import ids_of
+
+    ids = [*(id or ()), *(Path(list_file).read_text(encoding="utf-8").split() if list_file else ())]
+    ids += [found for value in url or () for found in ids_of(shards, url=value)] + [found for value in host or () for found in ids_of(shards, host=value)]
+    if not ids:
+        raise UserError("forget what? no document matches; give --url, --host, --id or --list")
+    with progress_on_screen(quiet) as progress, open_cluster(workers) as cluster:
+        gone = run(shards, ids, out, cluster=cluster, progress=progress)
+    facts = {key: value for key, value in asdict(gone).items() if isinstance(value, str | int | float)}
+    summary("forgotten", {"documents asked": len(ids), **facts}, quiet=quiet, as_json=json, result=asdict(gone))
+
+
+def card(uri: Annotated[str, typer.Argument(help="A dataset or shards.", metavar="DS|SHARDS")]) -> None:
+    """Print a dataset card (Hugging Face format): sources, filters, counts, licences, limits.
+
+    Example:
+
+        gristmill card deduped > README.md
+    """
+    from pipelines.card import card as run
+
+    print(run(uri))
+
+
 def add_to(app: typer.Typer) -> None:
-    app.command("report", rich_help_panel="Questions")(report)
+    for verb in (why, trace, report, forget, card):
+        app.command(verb.__name__, rich_help_panel="Questions")(verb)

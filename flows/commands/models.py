@@ -22,7 +22,7 @@ def _sft_recipe() -> Any:
 
 
 def _rl_recipe() -> Any:
-    from training.rl import RlRecipe
+    from training.rl.train import RlRecipe
 
     return RlRecipe
 
@@ -94,11 +94,93 @@ def rl(
 
         gristmill rl --out runs/r init_from=runs/s/model steps=40
     """
-    from training.rl import RlRecipe, rl as run
+    from training.rl.train import RlRecipe, rl as run
 
     _train(RlRecipe, run, "after RL", recipe, overrides, out, quiet, json)
 
 
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model folder.", metavar="MODEL")],
+    problems: Annotated[str | None, typer.Option("--problems", "-p", help="A dataset of problems to answer greedily.", metavar="DS")] = None,
+    text: Annotated[str | None, typer.Option("--text", "-t", help="A dataset of documents to score.", metavar="DS")] = None,
+    shards: Annotated[str | None, typer.Option("--shards", help="Shards whose validation split to score.", metavar="SHARDS")] = None,
+    suite: Annotated[str | None, typer.Option("--suite", "-s", help="A YAML file with `suites:`, a list of suites.", metavar="FILE")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Of an answer.")] = 128,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Measure a model: problems answered greedily and checked, text scored in nats a token and bits a byte.
+
+    Examples:
+
+        gristmill eval runs/sft/model --problems heldout/problems --text heldout/text
+
+        gristmill eval runs/sft/model --suite suites.yaml --json
+    """
+    from flows.console import progress_on_screen, summary, table_of
+    from pipelines.errors import UserError
+    from training.evaluate import ProblemSuite, TextSuite, evaluate as run
+
+    suites: list[Any] = _suites(suite) if suite else []
+    suites += [TextSuite(name="text", documents=text)] if text else []
+    suites += [TextSuite(name="shards", shards=shards)] if shards else []
+    suites += [ProblemSuite(name="problems", problems=problems, max_tokens=max_tokens)] if problems else []
+    if not suites:
+        raise UserError("nothing to measure: give --problems, --text, --shards or --suite")
+    with progress_on_screen(quiet) as progress:
+        figures = run(model, suites, progress=progress)
+    facts = {name: entry["accuracy"] if entry["kind"] == "problems" else entry["nats_per_token"] for name, entry in figures.items()}
+    rows = [(name, task, row["count"], row["accuracy"], row["truncated"]) for name, entry in figures.items() for task, row in entry.get("tasks", {}).items()]
+    tables = [table_of("problems", ["suite", "task", "problems", "accuracy", "cut off"], rows)] if rows else []
+    summary("measured", {"model": model, **facts}, tables, quiet=quiet, as_json=json, result=figures)
+
+
+def _suites(path: str) -> list[Any]:
+    """The suites of a YAML file, as mappings; evaluation validates them."""
+    from pathlib import Path
+
+    import yaml
+
+    from pipelines.errors import UserError
+
+    listed = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(listed, dict) or not isinstance(listed.get("suites"), list):
+        raise UserError(f"{path}: expected a mapping with `suites:`, a list")
+    return listed["suites"]
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help="A model folder.", metavar="MODEL")],
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8000,
+    name: Annotated[str | None, typer.Option("--name", help="The name the model answers to; its folder's without.")] = None,
+    slots: Annotated[int, typer.Option("--slots", min=1, help="Sequences written at once.")] = 64,
+    max_length: Annotated[int, typer.Option("--max-length", min=2, help="Tokens of prompt and answer together.")] = 1024,
+    quiet: Quiet = False,
+) -> None:
+    """Serve a model over an OpenAI-compatible API (/v1/chat/completions, /v1/completions, /v1/models).
+
+    Example:
+
+        gristmill serve runs/first/rl/model --port 8000
+    """
+    from pathlib import Path
+
+    import uvicorn
+
+    from flows.console import err
+    from model.engine import Engine
+    from model.engine.server import create_app
+    from training.setup import load_model
+
+    lm, tokenizer = load_model(model)
+    lm.eval()
+    label = name or Path(model).resolve().name
+    if not quiet:
+        err.print(f"{label} at http://{host}:{port}/v1 (Ctrl-C stops)", markup=False)
+    uvicorn.run(create_app(Engine(lm, tokenizer, max_slots=slots, max_length=max_length), label), host=host, port=port, log_level="warning")
+
+
 def add_to(app: typer.Typer) -> None:
-    for verb in (pretrain, sft, rl):
-        app.command(verb.__name__, rich_help_panel=PANEL)(verb)
+    for name, verb in {"pretrain": pretrain, "sft": sft, "rl": rl, "eval": evaluate, "serve": serve}.items():
+        app.command(name, rich_help_panel=PANEL)(verb)

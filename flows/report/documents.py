@@ -9,7 +9,7 @@ import polars as pl
 from flows.report import charts
 from pipelines.dataset import Dataset
 
-STAGES = {"curated": "curate", "deduped": "dedup", "text": "held out"}  # folder -> what it is called
+STAGES = {"curated": "curate", "deduped": "dedup", "heldout/rest": "held out", "text": "leak check"}  # folder -> what it is called
 REASONS_SHOWN = 40
 EXAMPLE_CHARACTERS = 420
 CLUSTERS_SHOWN = 4
