@@ -1,5 +1,5 @@
-"""Adding two fractions: cross-multiply, add, reduce by the greatest common divisor. Any equal answer counts (5/6, 10/12, 0.8333...
-is not equal), which is why answers are compared by math-verify.
+"""Adding two fractions: cross-multiply, add, reduce by the greatest common divisor. Any equal answer counts (5/6, 10/12, \\frac{5}{6}),
+which is why what is not a plain number is compared by math-verify.
 
     What is 1/2 + 1/6?   ->   1*6=6
                               1*2=2
