@@ -116,32 +116,33 @@ def improve(recipe: RlRecipe, trainer: Trainer, rollouts: Rollouts) -> dict[str,
     batch = tensors([sample for p in chosen for sample in rollouts.groups[p]])
     advantages_N = groups.advantages_PG[chosen].flatten()
     rows = [slice(n, n + recipe.micro_batch) for n in range(0, len(advantages_N), recipe.micro_batch)]
-    lm.train()
-    with torch.no_grad():
-        old_NT = torch.cat([token_logprobs(lm, batch.rows(index)) for index in rows])
-    mismatch_N = token_mismatch(old_NT, batch.engine_logprobs_NT, batch.mask_NT)
-    trusted_N = (mismatch_N <= recipe.mismatch_limit).float()
-    mask_NT = batch.mask_NT * trusted_N[:, None]
-    tokens = int(mask_NT.sum())
-    row |= {"tokens": tokens, "mismatch": float(mismatch_N.mean()), "distrusted": int((trusted_N == 0).sum())}
-    if not tokens:
-        return row
-    counts = {"clipped": 0.0, "ratio": 0.0}
+    tokens = int(batch.mask_NT.sum())
+    old: dict[int, Tensor] = {}  # the trainer's log-probabilities when the step began, by the first sequence of the micro-batch
+    sums = {"clipped": 0.0, "ratio": 0.0, "mismatch": 0.0, "distrusted": 0.0}
 
-    def losses() -> Iterator[Loss]:
+    def losses(first: bool) -> Iterator[Loss]:
         for index in rows:
-            logprobs_NT = token_logprobs(lm, batch.rows(index))
+            part = batch.rows(index)
+            logprobs_NT = token_logprobs(lm, part)
+            if first:  # the first update's own forward pass is the old policy: no extra pass
+                old[index.start] = logprobs_NT.detach()
+            mismatch_N = token_mismatch(old[index.start], part.engine_logprobs_NT, part.mask_NT)
+            trusted_N = mismatch_N <= recipe.mismatch_limit
             terms = policy_loss(
-                logprobs_NT, old_NT[index], batch.engine_logprobs_NT[index], advantages_N[index], mask_NT[index],
+                logprobs_NT, old[index.start], part.engine_logprobs_NT, advantages_N[index], part.mask_NT * trusted_N[:, None],
                 clip_low=recipe.clip_low, clip_high=recipe.clip_high, importance_cap=recipe.importance_cap,
             )
-            counts["clipped"] += float(terms.clipped)
-            counts["ratio"] += float(terms.ratio_sum)
+            sums["clipped"] += float(terms.clipped) / (tokens * recipe.updates)
+            sums["ratio"] += float(terms.ratio_sum) / (tokens * recipe.updates)
+            if first:
+                sums["mismatch"] += float(mismatch_N.sum()) / len(advantages_N)
+                sums["distrusted"] += int((~trusted_N).sum())
             yield Loss(terms.total / tokens, lambda: f"rollouts of {sorted(set(rollouts.environments))}, sequences {index}")
 
-    for _ in range(recipe.updates):
-        row |= trainer.update(losses())
-    return row | {name: value / (tokens * recipe.updates) for name, value in counts.items()}
+    lm.train()
+    for update in range(recipe.updates):
+        row |= trainer.update(losses(update == 0))
+    return row | {"tokens": tokens} | sums
 
 
 def token_logprobs(lm: Any, batch: RolloutTensors) -> Tensor:
