@@ -108,7 +108,7 @@ def _number(value: Any) -> Any:
 def _explain(model: type[BaseModel], error: ValidationError) -> str:
     """The first problem of a validation error, as one line."""
     problems = error.errors(include_url=False)
-    first = problems[0]
+    first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")  # a misspelt key explains the one that is missing
     where = ".".join(str(step) for step in first["loc"]) or "recipe"
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), sorted(_keys(model)), n=1)

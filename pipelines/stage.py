@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.atomic import write_file
 from pipelines.cluster import Cluster
 from pipelines.dataset import Dataset
 from pipelines.errors import UserError
@@ -149,8 +150,8 @@ def run_stage(
     Raises:
         UserError: `out` holds a dataset of another configuration or of other inputs, or there is nothing to do.
     """
-    fs, root = fsspec.url_to_fs(str(out))
-    root = root.rstrip("/")
+    out = str(out).rstrip("/")
+    fs, root = fsspec.url_to_fs(out)
     inputs = [str(uri) for uri in inputs]
     identity = {
         "stage": stage.name,
@@ -169,18 +170,18 @@ def run_stage(
         if not payloads:
             raise UserError(f"{stage.name}: nothing to do, the input is empty")
         plan = {**identity, "fingerprint": fingerprint, "parts": payloads}
-        _write_json(fs, f"{root}/plan.json", plan)
+        _write_json(f"{out}/plan.json", plan)
 
     receipts = {index: _load_json(fs, _receipt(root, index)) for index in range(len(plan["parts"]))}
     todo = [index for index, receipt in receipts.items() if receipt is None]
     total, done = len(receipts), len(receipts) - len(todo)
     progress(ProgressEvent(stage.name, done, total))
-    jobs = [_Job(stage.run, config, plan["parts"][index], str(out), index) for index in todo]
+    jobs = [_Job(stage.run, config, plan["parts"][index], out, index) for index in todo]
     for position, receipt in (cluster or Cluster()).map(_run_part, jobs):
         receipts[todo[position]] = receipt
         done += 1
         progress(ProgressEvent(stage.name, done, total, note=f"{receipt['rows']:,} rows kept"))
-    return _close(stage, fs, root, str(out), plan, [receipts[index] for index in range(total)], config, name or stage.name)
+    return _close(stage, fs, root, out, plan, [receipts[index] for index in range(total)], config, name or stage.name)
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,6 @@ class _Job:
 
 def _run_part(job: _Job) -> dict[str, Any]:
     fs, root = fsspec.url_to_fs(job.out)
-    root = root.rstrip("/")
     output = PartOutput(fs, root, job.index)
     try:
         job.run(job.payload, job.config, output)
@@ -202,7 +202,7 @@ def _run_part(job: _Job) -> dict[str, Any]:
     except BaseException:
         output.abandon()
         raise
-    _write_json(fs, _receipt(root, job.index), receipt)
+    _write_json(_receipt(job.out, job.index), receipt)
     return receipt
 
 
@@ -236,7 +236,7 @@ def _close(stage: Stage, fs: Any, root: str, out: str, plan: dict, receipts: lis
     }
     for stray in fs.glob(f"{root}/**/.tmp-*"):  # what killed workers left behind
         fs.rm(stray)
-    _write_json(fs, f"{root}/dataset.json", meta)
+    _write_json(f"{out}/dataset.json", meta)
     return Dataset(out, meta)
 
 
@@ -344,10 +344,5 @@ def _load_json(fs: Any, path: str) -> Any:
         return json.load(file)
 
 
-def _write_json(fs: Any, path: str, value: Any) -> None:
-    folder, _, leaf = path.rpartition("/")
-    fs.makedirs(folder, exist_ok=True)
-    temporary = f"{folder}/.tmp-{uuid.uuid4().hex}-{leaf}"
-    with fs.open(temporary, "wb") as file:
-        file.write(json.dumps(value, indent=1, ensure_ascii=False).encode())
-    fs.mv(temporary, path)
+def _write_json(uri: str, value: Any) -> None:
+    write_file(uri, json.dumps(value, indent=1, ensure_ascii=False))

@@ -18,6 +18,10 @@ class Training(Recipe):
     optimizer: Optimizer = Optimizer()
 
 
+class Named(Recipe):
+    dataset: str
+
+
 def test_file_and_overrides(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("steps: 3\noptimizer: {lr: 0.5}\n")
@@ -50,6 +54,11 @@ def test_hostile_yaml_never_escapes(tmp_path_factory, text):
         load_recipe(Training, path)
     except UserError:
         pass
+
+
+def test_a_misspelt_key_is_named_before_the_one_it_leaves_out():
+    with pytest.raises(UserError, match="unknown key datset; did you mean dataset"):
+        load_recipe(Named, {"datset": "here"})
 
 
 def test_digest_is_of_the_content():
