@@ -20,7 +20,8 @@ from kernels.lanes import JIT, ROWS, flat, load, over_tiles, runs_here, sigmoid,
 TAPS = 4  # the width the compiled loops are written for; others run the reference
 
 
-def causal_conv_reference(x_BLC: Tensor, weight_CW: Tensor, bias_C: Tensor, *, seq_idx_BL: Tensor | None = None, state_BWC: Tensor | None = None) -> Tensor:
+def causal_conv_reference(x_BLC: Tensor, weight_CW: Tensor, bias_C: Tensor, *, seq_idx_BL: Tensor | None = None,
+                          state_BWC: Tensor | None = None) -> Tensor:
     """Shifted products in float32 (or float64 for float64 input); returns [B,L,C] in the dtype of x. `state` is [B,W-1,C], the inputs before x."""
     batch, length, channels = x_BLC.shape
     taps = weight_CW.shape[1]
@@ -59,7 +60,8 @@ def causal_conv_step(x_BC: Tensor, weight_CW: Tensor, bias_C: Tensor, state_SWC:
 
     Rows that are not active keep their state, and their output means nothing.
     """
-    if weight_CW.shape[1] != TAPS or not runs_here(x_BC, state_SWC) or x_BC.stride(1) != 1 or x_BC.dtype != state_SWC.dtype or not state_SWC.is_contiguous():
+    compiled = weight_CW.shape[1] == TAPS and runs_here(x_BC, state_SWC) and x_BC.dtype == state_SWC.dtype
+    if not compiled or x_BC.stride(1) != 1 or not state_SWC.is_contiguous():
         before = state_SWC[rows_B]
         y = causal_conv_reference(x_BC[:, None], weight_CW, bias_C, state_BWC=before)[:, 0]
         after = torch.cat([before[:, 1:], x_BC[:, None].to(before.dtype)], 1)
@@ -68,8 +70,8 @@ def causal_conv_step(x_BC: Tensor, weight_CW: Tensor, bias_C: Tensor, state_SWC:
     batch, channels = x_BC.shape
     y = torch.empty(batch, channels, dtype=x_BC.dtype)
     active = active_B if active_B is not None else torch.ones(batch, dtype=torch.bool)
-    args = (flat(x_BC), x_BC.stride(0), weight_CW.detach().float().t().contiguous().numpy(), bias_C.detach().float().numpy(), flat(state_SWC), rows_B.numpy(),
-            active.numpy(), flat(y), channels)
+    taps = weight_CW.detach().float().t().contiguous()
+    args = (flat(x_BC), x_BC.stride(0), taps.numpy(), bias_C.detach().float().numpy(), flat(state_SWC), rows_B.numpy(), active.numpy(), flat(y), channels)
     over_tiles(lambda a, b: _step(a, b, *args), batch, x_BC.numel() * 4)
     return y
 

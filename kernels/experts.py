@@ -45,7 +45,8 @@ def experts_reference(x_TL: Tensor, up_EML: Tensor, down_ELM: Tensor, index_TK: 
     return torch.einsum("te,etm,elm->tl", dense_TE.to(x_TL.dtype), inner_ETM, down_ELM)
 
 
-def experts(x_TL: Tensor, up_EML: Tensor, down_ELM: Tensor, index_TK: Tensor, weight_TK: Tensor, *, gemm: Gemm = F.linear, load_E: Tensor | None = None) -> Tensor:
+def experts(x_TL: Tensor, up_EML: Tensor, down_ELM: Tensor, index_TK: Tensor, weight_TK: Tensor, *, gemm: Gemm = F.linear,
+            load_E: Tensor | None = None) -> Tensor:
     """Weighted sum of the chosen experts, [T,L] in the dtype of x, accumulated in float32 (the dtype of `weight`).
 
     `load_E`: tokens per expert if the caller has counted them already.

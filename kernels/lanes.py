@@ -3,6 +3,8 @@
 What the elementwise rooms (conv, norms) share: a flat view of a strided tensor, typed loads and stores, an exponential that LLVM can turn into
 vector code (calling libm's would not), and a runner over row tiles. Tiles have a fixed size whatever the number of threads, so partial sums, and
 with them gradients, are the same bits on one core or many.
+
+numba's on-disk cache watches only the file a compiled function is written in: after changing this file, delete `kernels/__pycache__/*.nb[ci]`.
 """
 
 from __future__ import annotations
@@ -26,8 +28,10 @@ def runs_here(*tensors: torch.Tensor | None) -> bool:
 
 def flat(t: torch.Tensor) -> np.ndarray:
     """All memory a tensor spans, from its first element on, as one 1-D array (uint16 bits for bfloat16). Strides are the caller's business."""
-    span = 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride()))
-    t = t.detach().as_strided((span,), (1,))
+    t = t.detach()
+    if not t.is_contiguous():
+        t = t.as_strided((1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride())),), (1,))
+    t = t.view(-1)
     return (t.view(torch.uint16) if t.dtype == torch.bfloat16 else t).numpy()
 
 

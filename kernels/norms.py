@@ -90,8 +90,8 @@ class _GatedRMSNorm(torch.autograd.Function):
         dout = dout.contiguous()
         dy, dz = torch.empty_like(y), torch.empty(batch, length, width, dtype=z.dtype)
         sums = torch.empty(tiles(batch * length), width)
-        args = (flat(y), flat(z), z.stride(0), z.stride(1), cast.numpy(), np.float32(ctx.eps), ctx.groups, flat(dout), flat(dy), flat(dz), sums.numpy(),
-                batch * length, length, width)
+        args = (flat(y), flat(z), z.stride(0), z.stride(1), cast.numpy(), np.float32(ctx.eps), ctx.groups, flat(dout), flat(dy), flat(dz),
+                sums.numpy(), batch * length, length, width)
         over_tiles(lambda a, b: _gated_backward(a, b, *args), tiles(batch * length), z.numel() * 8)
         return dy, dz, sums.sum(0).to(weight.dtype), None, None
 

@@ -54,9 +54,9 @@ def ssd(x_BLHP: Tensor, dt_BLH: Tensor, A_H: Tensor, B_BLGN: Tensor, C_BLGN: Ten
 
 
 def ssd_step(x_BHP: Tensor, dt_BH: Tensor, A_H: Tensor, B_BGN: Tensor, C_BGN: Tensor, D_H: Tensor, state_SHPN: Tensor, rows_B: Tensor) -> Tensor:
-    """One position for each of B sequences, whose states are rows `rows` of `state` (float32, contiguous) and change in place. Returns y [B,H,P] float32.
+    """One position for each of B sequences, whose states are rows `rows` of `state` (float32, contiguous) and change in place.
 
-    dt = 0 leaves a state as it was. No gradient. Decoding is bound by reading states: one compiled pass reads, updates and projects each once.
+    Returns y [B,H,P] float32. dt = 0 leaves a state as it was. No gradient. Decoding is bound by reading states: one compiled pass reads, updates and projects each once.
     """
     assert state_SHPN.is_contiguous() and state_SHPN.dtype == torch.float32
     x_BHP, B_BGN, C_BGN = x_BHP.float().contiguous(), B_BGN.float().contiguous(), C_BGN.float().contiguous()

@@ -1,8 +1,8 @@
 """The SSD recurrence itself, compiled: for the small states of small models it beats the chunked matmul form on a CPU.
 
 A state of N x P float32 fits the first-level cache, so one position costs two fused multiply-adds an element and no memory traffic, where the chunked
-form spends its time on masks, transposes and matrices too small to be fast. The backward keeps the state entering every CHUNK positions, runs each chunk
-forward again, and then walks it in reverse. `kernels.ssd.ssd` chooses between the two; same arguments, same results.
+form spends its time on masks, transposes and matrices too small to be fast. The backward keeps the state entering every CHUNK positions, runs each
+chunk forward again, and then walks it in reverse. `kernels.ssd.ssd` chooses between the two; same arguments, same results.
 
 Inside, states are stored [N, P]: the long loop then has no horizontal sums in the forward.
 """
@@ -40,7 +40,8 @@ class Scan(torch.autograd.Function):
         entering = torch.empty(batch, heads, chunks if needed else 1, size, width)
         y, last = torch.empty(batch, length, heads, width), torch.empty(batch, heads, size, width)
         D32 = D.detach().float()
-        args = (*_where(x, B, C), dt32.numpy(), decay.numpy(), D32.numpy(), first.numpy(), entering.numpy(), y.numpy(), last.numpy(), B.shape[2], needed)
+        arrays = (t.numpy() for t in (dt32, decay, D32, first, entering, y, last))
+        args = (*_where(x, B, C), *arrays, B.shape[2], needed)
         in_spans(lambda a, b: _forward(a, b, *args), batch * heads, x.numel() * size)
         ctx.has_initial = initial is not None
         if needed:
@@ -56,13 +57,13 @@ class Scan(torch.autograd.Function):
         dx = torch.empty(batch, length, heads, width)
         dB, dC = torch.zeros(batch, length, groups, size), torch.zeros(batch, length, groups, size)
         direct, through, dD = torch.empty(batch, length, heads), torch.empty(batch, length, heads), torch.empty(batch, heads)
-        args = (*_where(x, B, C), dt32.numpy(), decay.numpy(), D.detach().float().numpy(), entering.numpy(), dy.numpy(), dlast.numpy(), dx.numpy(), dB.numpy(),
-                dC.numpy(), direct.numpy(), through.numpy(), dD.numpy(), heads // groups)
+        arrays = (t.numpy() for t in (dt32, decay, D.detach().float(), entering, dy, dlast, dx, dB, dC, direct, through, dD))
+        args = (*_where(x, B, C), *arrays, heads // groups)
         in_spans(lambda a, b: _backward(a, b, *args), batch * groups, x.numel() * size)
         A32 = A.detach().float()
         dinitial = dlast.transpose(2, 3) if ctx.has_initial else None  # walked back in place to the first position
-        return (dx.to(x.dtype), torch.addcmul(direct, through, A32).to(dt.dtype), (through * dt32).sum((0, 1)).to(A.dtype), dB.to(B.dtype), dC.to(C.dtype),
-                dD.sum(0).to(D.dtype), dinitial, None)
+        ddt, dA = torch.addcmul(direct, through, A32), (through * dt32).sum((0, 1))
+        return (dx.to(x.dtype), ddt.to(dt.dtype), dA.to(A.dtype), dB.to(B.dtype), dC.to(C.dtype), dD.sum(0).to(D.dtype), dinitial, None)
 
 
 def _steps(dt: Tensor, A: Tensor, seq_idx: Tensor | None) -> tuple[Tensor, Tensor]:

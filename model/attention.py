@@ -37,7 +37,8 @@ class Attention(nn.Module):
                 y_BHTD = _attend_cached(q_BHTD, k_BJSD, v_BJSD, step)
                 return self.o_proj(y_BHTD.transpose(1, 2).reshape(batch, length, -1))
             k_BJTD, v_BJTD = k_BJSD, v_BJSD
-        y_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BJTD, v_BJTD, attn_mask=mask, is_causal=mask is None, enable_gqa=self.heads != self.kv_heads)
+        grouped = self.heads != self.kv_heads
+        y_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BJTD, v_BJTD, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
         return self.o_proj(y_BHTD.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -62,13 +63,13 @@ def _attend_cached(q_BHTD: Tensor, k_BJSD: Tensor, v_BJSD: Tensor, step: Step) -
     """Queries of one key/value head stacked into one product: decoding is bound by calls and reads, not by arithmetic."""
     batch, heads, length, width = q_BHTD.shape
     kv_heads = k_BJSD.shape[1]
+    repeat = heads // kv_heads
     if step.mask is None:
         query_BT = step.start_B[:, None] + torch.arange(length)
-        step.mask = (torch.arange(step.reach) > query_BT[..., None])[:, None, None]  # [B,1,1,T,S]
-    q = q_BHTD.reshape(batch, kv_heads, -1, width)
-    scores = (q @ k_BJSD.transpose(-1, -2)).float().mul_(width ** -0.5).view(batch, kv_heads, heads // kv_heads, length, -1)
-    probabilities = scores.masked_fill_(step.mask, float("-inf")).softmax(-1).to(v_BJSD.dtype)
-    return (probabilities.view(batch, kv_heads, -1, step.reach) @ v_BJSD).view(batch, heads, length, width)
+        mask_BTS = torch.arange(step.reach) <= query_BT[..., None]
+        step.mask = mask_BTS[:, None] if length == 1 else mask_BTS[:, None, None].expand(-1, -1, repeat, -1, -1).reshape(batch, 1, repeat * length, -1)
+    q_BJXD = q_BHTD.reshape(batch, kv_heads, repeat * length, width)
+    return F.scaled_dot_product_attention(q_BJXD, k_BJSD, v_BJSD, attn_mask=step.mask).view(batch, heads, length, width)
 
 
 def document_mask(seq_idx_BT: Tensor) -> Tensor:

@@ -88,7 +88,8 @@ class HybridConfig:
         if self.moe_latent_size is not None and self.moe_latent_size < 1:
             raise ValueError(f"moe_latent_size must be at least 1 or null, not {self.moe_latent_size}")
         if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(f"num_attention_heads ({self.num_attention_heads}) must be a multiple of num_key_value_heads ({self.num_key_value_heads})")
+            raise ValueError(f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
+                             f"num_key_value_heads ({self.num_key_value_heads})")
         if self.mamba_num_heads % self.n_groups:
             raise ValueError(f"mamba_num_heads ({self.mamba_num_heads}) must be a multiple of n_groups ({self.n_groups})")
         if self.num_experts_per_tok > self.n_routed_experts:
@@ -212,8 +213,8 @@ class HybridConfig:
                    mtp_depth=int(config.get("mtp_depth", 2)) if blocks else 0, **known, **defaults)
 
 
-_FIXED = {"tie_word_embeddings": False, "attention_bias": False, "mamba_proj_bias": False, "mlp_bias": False, "use_bias": False, "use_conv_bias": True,
-          "mamba_hidden_act": "silu", "mlp_hidden_act": "relu2", "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "sliding_window": None}
+_FIXED = {"tie_word_embeddings": False, "attention_bias": False, "mamba_proj_bias": False, "mlp_bias": False, "use_bias": False,
+          "use_conv_bias": True, "mamba_hidden_act": "silu", "mlp_hidden_act": "relu2", "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "sliding_window": None}
 
 _HF_DEFAULTS = {  # transformers' NemotronHConfig, where it differs from ours: an absent key means its value
     "hidden_size": 4096, "num_key_value_heads": 8, "mamba_num_heads": 128, "chunk_size": 128, "intermediate_size": 21504, "n_routed_experts": 8,

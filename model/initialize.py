@@ -1,7 +1,8 @@
 """Initial parameters, as Megatron-LM draws them for hybrid models.
 
-Linears and embeddings ~ N(0, std); linears that write to the residual ~ N(0, std / sqrt(layers)) (`scaled_init_method_normal(multiplier=1)`); norms 1;
-A ~ U(1, 16) stored as its log, D = 1, dt log-uniform in [time_step_min, time_step_max] stored through the inverse of softplus; conv kaiming-uniform(a=√5).
+Linears and embeddings ~ N(0, std); linears that write to the residual ~ N(0, std / sqrt(layers)) (`scaled_init_method_normal(multiplier=1)`);
+norms 1; A ~ U(1, 16) stored as its log; D = 1; dt log-uniform in [time_step_min, time_step_max], stored through the inverse of softplus;
+conv kaiming-uniform(a=√5).
 Every tensor has its own generator, seeded by (seed, name): adding a layer does not change the draw of another.
 """
 
@@ -34,7 +35,7 @@ def initialize(lm: nn.Module, seed: int) -> None:
                 dt = tensor.uniform_(low, high, generator=generator).exp_().clamp_(min=config.time_step_floor)
                 tensor.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus⁻¹
             elif leaf[0] == "conv1d":
-                bound = 1.0 / math.sqrt(config.conv_kernel)  # kaiming_uniform(a=√5): gain·sqrt(3 / fan_in) with fan_in = taps; torch's bias bound is the same
+                bound = 1.0 / math.sqrt(config.conv_kernel)  # kaiming_uniform(a=√5) with fan_in = taps; torch bounds the bias alike
                 tensor.uniform_(-bound, bound, generator=generator)
             elif tensor.ndim == 1:
                 tensor.fill_(1.0)

@@ -44,13 +44,13 @@ class HybridLM(nn.Module):
         if not self.lm_head.weight.is_meta and seed is not None:
             initialize(self, seed)
 
-    def forward(self, input_ids_BT: Tensor, *, seq_idx_BT: Tensor | None = None, cache: Cache | None = None, slots: Sequence[int] | Tensor | None = None,
-                lengths: Sequence[int] | Tensor | None = None) -> Tensor:
+    def forward(self, input_ids_BT: Tensor, *, seq_idx_BT: Tensor | None = None, cache: Cache | None = None,
+                slots: Sequence[int] | Tensor | None = None, lengths: Sequence[int] | Tensor | None = None) -> Tensor:
         """Logits [B,T,V] float32; arguments as for `hidden`."""
         return self.lm_head(self.hidden(input_ids_BT, seq_idx_BT=seq_idx_BT, cache=cache, slots=slots, lengths=lengths)).float()
 
-    def hidden(self, input_ids_BT: Tensor, *, seq_idx_BT: Tensor | None = None, cache: Cache | None = None, slots: Sequence[int] | Tensor | None = None,
-               lengths: Sequence[int] | Tensor | None = None) -> Tensor:
+    def hidden(self, input_ids_BT: Tensor, *, seq_idx_BT: Tensor | None = None, cache: Cache | None = None,
+               slots: Sequence[int] | Tensor | None = None, lengths: Sequence[int] | Tensor | None = None) -> Tensor:
         """Hidden states [B,T,D] after the final norm, in `compute_dtype`: what the head reads.
 
         `seq_idx` numbers the documents packed in each row; none sees another. With `cache`, the tokens are appended to rows `slots` of it (0..B-1 by
@@ -103,7 +103,10 @@ class HybridLM(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, dtype: torch.dtype | None = torch.float32, compute_dtype: torch.dtype = torch.float32) -> HybridLM:
-        """Load a Hugging Face `NemotronH` folder. `dtype` is that of the parameters; None keeps the file's. ValueError names what is wrong in a bad file."""
+        """Load a Hugging Face `NemotronH` folder, in evaluation mode. `dtype` is that of the parameters; None keeps the file's.
+
+        ValueError names what is wrong with a bad file.
+        """
         from model.checkpoint import load
 
         return load(path, dtype=dtype, compute_dtype=compute_dtype)
