@@ -34,6 +34,7 @@ from pipelines.errors import UserError
 from pipelines.progress import Progress, ProgressEvent, silent
 from pipelines.recipe import Recipe, digest_of
 
+END_BYTES = 1 << 20  # read of an input file to tell it from another: a whole read of a remote crawl would cost a download
 ROW_GROUP_ROWS = 4096  # small enough to stream, large enough for zstd and statistics to pay
 
 
@@ -315,14 +316,19 @@ class _ParquetFile:
 
 
 def _describe(uri: str) -> dict[str, Any]:
-    """What identifies an input: a dataset's digest, or a file's name and size (never its path)."""
+    """What identifies an input: a dataset's digest; a file's name, size and the SHA-256 of its two ends; never its path."""
     if Dataset.exists(uri):
         dataset = Dataset.open(uri)
         return {"uri": uri, "name": dataset.name, "digest": dataset.digest}
     fs, path = fsspec.url_to_fs(uri)
     if not fs.exists(path):
         raise UserError(f"{uri}: no such file or dataset")
-    return {"uri": uri, "name": path.rstrip("/").rpartition("/")[2], "bytes": fs.size(path) if fs.isfile(path) else None}
+    name = path.rstrip("/").rpartition("/")[2]
+    if not fs.isfile(path):
+        return {"uri": uri, "name": name}
+    size = fs.size(path)
+    ends = fs.cat_file(path, start=0, end=min(size, END_BYTES)) + fs.cat_file(path, start=max(0, size - END_BYTES), end=size)
+    return {"uri": uri, "name": name, "bytes": size, "ends_sha256": hashlib.sha256(ends).hexdigest()}
 
 
 def _difference(plan: dict[str, Any], identity: dict[str, Any]) -> str:

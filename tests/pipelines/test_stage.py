@@ -79,6 +79,15 @@ def test_another_runs_folder_is_refused(tmp_path):
         run_stage(NUMBERS, [], Config(rows=12), str(tmp_path / "out"))
 
 
+def test_an_edited_input_is_noticed_even_at_the_same_size(tmp_path):
+    source = tmp_path / "input.txt"
+    source.write_text("one")
+    run_stage(NUMBERS, [str(source)], Config(), str(tmp_path / "out"))
+    source.write_text("two")
+    with pytest.raises(UserError, match="differs in inputs"):
+        run_stage(NUMBERS, [str(source)], Config(), str(tmp_path / "out"))
+
+
 def test_finished_parts_are_not_run_again(tmp_path):
     out = str(tmp_path / "out")
     first = run_stage(NUMBERS, [], Config(), out)
