@@ -151,3 +151,14 @@ def test_mistakes_are_named(micro, tmp_path):
         rl(recipe(micro, environments=[{"task": "additon"}]), str(tmp_path / "a"))
     with pytest.raises(UserError, match="environments"):
         rl(recipe(micro, environments=[]), str(tmp_path / "b"))
+
+
+def test_several_updates_on_one_batch_move_the_ratio_and_micro_batches_do_not_change_the_gradient(micro, tmp_path, monkeypatch):
+    monkeypatch.setattr(VerifiableTask, "verdict", _longer_is_better)
+    rows = {}
+    for name, changes in {"whole": {}, "micro": {"micro_batch": 3}, "twice": {"updates": 2}}.items():
+        rl(recipe(micro, steps=1, optimizer={"lr": 1e-2, "weight_decay": 0.0}, **changes), str(tmp_path / name))
+        rows[name] = json.loads((tmp_path / name / "metrics.jsonl").read_text())
+    assert rows["whole"]["ratio"] == pytest.approx(1.0, abs=1e-6) and abs(rows["twice"]["ratio"] - 1.0) > 1e-4
+    assert rows["whole"]["mismatch"] == pytest.approx(1.0, abs=1e-3) and rows["whole"]["distrusted"] == 0
+    assert rows["micro"]["grad_norm"] == pytest.approx(rows["whole"]["grad_norm"], rel=2e-3)
