@@ -35,7 +35,7 @@ from pipelines.stage import PartOutput, Stage, run_stage
 _PAGE = [("canonical_url", pa.string()), ("charset", pa.string()), ("extraction", pa.string())]  # extraction: the pass that gave the text
 KEPT_SCHEMA = pa.schema([*DOCUMENT_SCHEMA, *[pa.field(name, kind) for name, kind in _PAGE], pa.field("signals", SIGNAL_TYPE)])
 REJECTED_SCHEMA = pa.schema([*KEPT_SCHEMA, pa.field("reason", pa.string()), pa.field("detail", pa.string())])
-BATCH_ROWS, BATCH_CHARACTERS = 128, 16 << 20  # what a part holds in memory at once
+BATCH_ROWS, BATCH_CHARACTERS = 128, 8 << 20  # what a part holds in memory at once
 _DATE = re.compile(r"(\d{4})-?(\d\d)-?(\d\d)(?:[T ]?(\d\d):?(\d\d):?(\d\d)?)?")
 
 

@@ -51,12 +51,10 @@ SAMPLE = (
     Archive("lxml", "4.9.3", "48628bd53a426c9eb9bc066a923acaa0878d1e86129fd5359aee99285f4eed9c", ("doc/", "src/lxml/tests/")),
     Archive("SQLAlchemy", "1.4.54", "4470fbed088c35dc20b78a39aaf4ae54fe81790c783b3264872a0224f437c31a", ("doc/",)),
     Archive("SQLAlchemy", "0.9.10", "445cba2d5e36b9334aa06c06e00fbedb71f1b1dd03d1d2763b6cf77b9cd6163b", ("doc/",)),
-    Archive("SQLObject", "3.10.1", "fcf3ea27f85af06450a58fee40e2c8174bfdd29f6d64aac74c2324bac888b844", ("docs/",)),
-    Archive("roundup", "2.3.0", "0427b911f6509e83c3e571fb6d2997fc8949a7a156f6efc366a4da32301640b4", ("share/doc/",)),
+    Archive("formasaurus", "0.10.0", "e2bfdd91ffac16ae3be2238b35e4b221e8902c73d62e85ba1791a02aeec6760d", ("formasaurus/data/",)),
     Archive("alembic", "1.7.7", "4961248173ead7ce8a21efb3de378f13b8398e6630fab0eb258dc74a8af24c58", ("docs/",)),
     Archive("Mako", "1.1.6", "4e9e345a41924a954251b95b4b28e14a301145b544901332e658907a7464b6b2", ("doc/",)),
     Archive("dogpile.cache", "0.9.2", "bc9dde1ffa5de0179efbcdc73773ef0553921130ad01955422f2932be35c059e", ("docs/",)),
-    Archive("mercurial", "6.1", "86f98645e4565a9256991dcde22b77b8e7d22ca6fbb60c1f4cdbd8469a38cc1f", ("doc/",)),
     Archive("ply", "3.11", "00c7c1aaa88358b9c765b6d3000c6eec0ba42abca5351b095321aef446081da3", ("doc/",)),
 )
 

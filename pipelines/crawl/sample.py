@@ -86,14 +86,19 @@ def _python_pairs(source: bytes) -> Iterator[tuple[str, str]]:
 
 
 def _json_pairs(source: bytes) -> Iterator[tuple[str, str]]:
+    """(URL, file name) of {url: name}, {url: {"file": name}} and {name: {"url": url}}."""
     try:
         table = json.loads(source)
     except ValueError:
         return
-    for url, value in table.items() if isinstance(table, dict) else ():
-        name = value.get("file") if isinstance(value, dict) else value
-        if isinstance(name, str):
-            yield url, name
+    for key, value in table.items() if isinstance(table, dict) else ():
+        if isinstance(value, dict):
+            if isinstance(value.get("file"), str):
+                yield key, value["file"]
+            elif isinstance(value.get("url"), str):
+                yield value["url"], key
+        elif isinstance(value, str):
+            yield key, value
 
 
 def _about(writer: WARCWriter, archive: Archive):

@@ -16,7 +16,7 @@ from pipelines.read.record import MAX_BODY, Record, identify
 from pipelines.read.tables import read_jsonl, read_page, read_parquet
 from pipelines.read.warc import read_warc
 
-PART_BYTES = 8 << 20  # stored bytes: about a minute of extraction a part is too coarse for small crawls, a second too fine
+PART_BYTES = 2 << 20  # stored bytes: ten to twenty of HTML, some seconds of work: small crawls balance, large ones do not drown in parts
 _COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
 _KINDS = {
     ".warc": "warc", ".wet": "warc", ".wat": "warc", ".arc": "arc", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
