@@ -8,6 +8,7 @@ imported inside the verbs, so that `gristmill --help` answers at once.
 import os
 import sys
 import traceback
+import warnings
 
 import typer
 
@@ -29,12 +30,14 @@ Start with `gristmill demo --out runs/first`: the whole job on a few hundred rea
 for room in (demo, data, shards, synthesis, models, inspect, flow):
     room.add_to(app)
 
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it; Typer turns Ctrl-C into this code before we see it
 OUR_LOWER_FLOORS = ("kernels", "model", "filters")  # they cannot import UserError; their ValueErrors are addressed to users too
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and exit: 0 done, 2 the user's mistake (one line on stderr), 130 interrupted, else our defect."""
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    warnings.filterwarnings("ignore", message=r"\s*Port \d+ is already in use")  # Dask's, about a dashboard nobody asked for
     code = run(sys.argv[1:] if arguments is None else arguments)
     sys.stdout.flush()
     sys.exit(code)
@@ -45,7 +48,8 @@ def run(arguments: list[str]) -> int:
     from typer._click.exceptions import ClickException, NoArgsIsHelpError
 
     try:
-        return app(args=arguments, standalone_mode=False, prog_name="gristmill") or 0
+        code = app(args=arguments, standalone_mode=False, prog_name="gristmill") or 0
+        return _interrupted() if code == INTERRUPTED else code
     except NoArgsIsHelpError as help_page:
         print(help_page.format_message())
         return 2
@@ -54,10 +58,9 @@ def run(arguments: list[str]) -> int:
         hint = f" (see `{context.command_path} --help`)" if context is not None else ""
         return _mistake(f"{error.format_message()}{hint}")
     except (KeyboardInterrupt, typer.Abort):
-        print("gristmill: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        return _interrupted()
     except typer.Exit as exit_request:
-        return exit_request.exit_code
+        return _interrupted() if exit_request.exit_code == INTERRUPTED else exit_request.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of a pipe left (`| head`): nothing more to say to it
         return 0
@@ -87,6 +90,11 @@ def user_mistake(error: BaseException) -> str | None:
         if frame.f_globals.get("__name__", "").split(".")[0] in OUR_LOWER_FLOORS:
             return str(error)
     return None
+
+
+def _interrupted() -> int:
+    print("gristmill: interrupted; the same command goes on from here", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _mistake(line: str) -> int:
