@@ -146,11 +146,11 @@ def test_long_lines_are_thinned_but_keep_their_ends():
 
 
 def test_graph_layers_follow_parents_and_ignore_strangers():
-    nodes = [lineage_graph.Node("b", "data", "", "", ("a", "gone")), lineage_graph.Node("a", "data", "<i>", "")]
+    nodes = [lineage_graph.Node("child", "data", "", "", ("source", "gone")), lineage_graph.Node("source", "data", "<i>", "")]
     svg = str(lineage_graph.draw(nodes))
     assert svg.count('class="edge"') == 1 and "&lt;i&gt;" in svg
-    heights = dict(re.findall(r'y="([\d.]+)">(a|b)<', svg)[::-1])
-    assert {name: float(y) for y, name in heights.items()}["a"] < {name: float(y) for y, name in heights.items()}["b"]
+    height = {name: float(y) for y, name in re.findall(r'y="([\d.]+)">(child|source)<', svg)}
+    assert height["source"] < height["child"]
 
 
 def test_figures_are_worded():
