@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from flows.console import summary, table_of
 from flows.demo import DEMO
 from flows.demo_recipe import DemoRecipe
-from flows.report.render import duration, size
 from flows.run_job import run_job
 from pipelines.recipe import load_recipe
 
@@ -36,5 +35,5 @@ def run_demo(
     figures = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     tables = [table_of(title, list(rows[0]), [list(row.values()) for row in rows]) for title, rows in DEMO.tables(folder).items() if rows]
     facts = {item["label"]: item["figure"] for item in figures["headline"]}
-    facts |= {"steps took": duration(sum(figures["seconds"].values())), "peak memory": size(figures["peak_bytes"]), "report": str(folder / "report.html")}
+    facts |= {"report": str(folder / "report.html")}
     summary("gristmill demo", facts, tables, quiet=quiet, as_json=as_json, result={"run": str(folder), **figures, "report": str(folder / "report.html")})

@@ -50,7 +50,7 @@ class ProblemsRecipe(Recipe):
         return uri and uri.rstrip("/").rpartition("/")[2]
 
     @model_validator(mode="after")
-    def _counts_known(self) -> "ProblemsRecipe":
+    def _counts_known(self) -> ProblemsRecipe:
         names = [share.name for share in self.tasks]
         for name in names:
             if names.count(name) > 1:

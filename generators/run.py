@@ -17,7 +17,8 @@ import xxhash
 from pydantic import Field
 
 from generators.documents import LICENSE, REJECTED_SCHEMA, SYNTHETIC_SCHEMA, problem_of, table, task_named, text_digest
-from generators.engines.interface import EngineRecipe, Request, Sample, SamplingRecipe, Writer, open_writer, weights_stamp
+from generators.engines.choose import open_writer, weights_stamp
+from generators.engines.interface import EngineRecipe, Request, Sample, SamplingRecipe, Writer
 from generators.tasks import Problem
 from model.chat import split_thinking
 from pipelines.dataset import Dataset
@@ -86,7 +87,8 @@ def run(part: dict[str, Any], config: GenerateRecipe, output: PartOutput) -> Non
             reason, detail = verdict.reason, f"expected {problem.answer}, got {document['answer'][:80]!r}"
             if verdict.ok:
                 reason, detail = _surplus(config, document, accepted, room)
-            output.count(samples=1, tokens=sample.tokens, **{"verified": int(verdict.ok), f"samples.{row['task']}": 1, f"verified.{row['task']}": int(verdict.ok)})
+            right = int(verdict.ok)
+            output.count(samples=1, tokens=sample.tokens, verified=right, **{f"samples.{row['task']}": 1, f"verified.{row['task']}": right})
             if reason:
                 rejected.append({**document, "reason": reason, "detail": detail})
             else:

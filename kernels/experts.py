@@ -9,7 +9,7 @@ Shapes: T tokens, K choices a token, E experts, L width experts read and write, 
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F

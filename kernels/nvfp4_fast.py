@@ -17,7 +17,20 @@ import torch
 from numba import njit
 
 from kernels.bits import (
-    JIT, TILE, amax_bits, amax_span, as_bits, bf16_value, double, e4m3, f32, halve, in_spans, magnitude, to_bf16, u32,
+    JIT,
+    TILE,
+    amax_bits,
+    amax_span,
+    as_bits,
+    bf16_value,
+    double,
+    e4m3,
+    f32,
+    halve,
+    in_spans,
+    magnitude,
+    to_bf16,
+    u32,
 )
 from kernels.hadamard import SIGNS
 from kernels.nvfp4 import gemm_alpha, seed_words

@@ -56,7 +56,8 @@ def ssd(x_BLHP: Tensor, dt_BLH: Tensor, A_H: Tensor, B_BLGN: Tensor, C_BLGN: Ten
 def ssd_step(x_BHP: Tensor, dt_BH: Tensor, A_H: Tensor, B_BGN: Tensor, C_BGN: Tensor, D_H: Tensor, state_SHPN: Tensor, rows_B: Tensor) -> Tensor:
     """One position for each of B sequences, whose states are rows `rows` of `state` (float32, contiguous) and change in place.
 
-    Returns y [B,H,P] float32. dt = 0 leaves a state as it was. No gradient. Decoding is bound by reading states: one compiled pass reads, updates and projects each once.
+    Returns y [B,H,P] float32. dt = 0 leaves a state as it was. No gradient. Decoding is bound by reading states: one compiled pass
+    reads, updates and projects each once.
     """
     assert state_SHPN.is_contiguous() and state_SHPN.dtype == torch.float32
     x_BHP, B_BGN, C_BGN = x_BHP.float().contiguous(), B_BGN.float().contiguous(), C_BGN.float().contiguous()
@@ -99,7 +100,6 @@ class _Chunks:
     def __init__(self, x, dt, A, B, C, ids, previous_ids):
         batch, chunks, size, groups, repeat, width = x.shape
         self.x, self.dt, self.B, self.C = x, dt, B, C                       # x [B,K,Q,G,R,P], dt [B,K,Q,H], B and C [B,K,G,Q,N]
-        heads = groups * repeat
         cs = torch.cumsum(dt * A, 2)                                         # [B,K,Q,H]
         causal = torch.ones(size, size, dtype=torch.bool, device=x.device).tril_()
         cs_h = cs.permute(0, 1, 3, 2)                                        # [B,K,H,Q]

@@ -6,7 +6,7 @@ values for every position. Buffers are allocated once, for `slots` sequences of 
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor

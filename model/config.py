@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Mapping
+from typing import Any
 
 LAYER_NAMES = {  # pattern character -> spellings in config.json: transformers >= 5.2x first, then NVIDIA's (Ultra, Lightning)
     "M": ("linear_attention", "mamba"),
@@ -214,7 +215,8 @@ class HybridConfig:
 
 
 _FIXED = {"tie_word_embeddings": False, "attention_bias": False, "mamba_proj_bias": False, "mlp_bias": False, "use_bias": False,
-          "use_conv_bias": True, "mamba_hidden_act": "silu", "mlp_hidden_act": "relu2", "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "sliding_window": None}
+          "use_conv_bias": True, "mamba_hidden_act": "silu", "mlp_hidden_act": "relu2", "n_group": 1, "topk_group": 1, "n_shared_experts": 1,
+          "sliding_window": None}
 
 _HF_DEFAULTS = {  # transformers' NemotronHConfig, where it differs from ours: an absent key means its value
     "hidden_size": 4096, "num_key_value_heads": 8, "mamba_num_heads": 128, "chunk_size": 128, "intermediate_size": 21504, "n_routed_experts": 8,

@@ -42,5 +42,5 @@ def initialize(lm: nn.Module, seed: int) -> None:
             else:
                 writes = any(part in RESIDUAL_WRITERS for part in leaf)
                 tensor.normal_(0.0, scaled if writes else std, generator=generator)
-        for name, buffer in lm.named_buffers():
+        for buffer in lm.buffers():
             buffer.zero_()

@@ -6,7 +6,7 @@ projections it chooses, and this file knows nothing of formats. Weights are floa
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F

@@ -9,8 +9,8 @@ Shapes: B batch, T tokens, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from model.cache import Cache, Step
 from model.config import HybridConfig
 from model.initialize import initialize
 from model.layer import Layer, RMSNorm
-from model.linear import Linear, weight_in
+from model.linear import Linear
 from model.moe import MoE
 from model.mtp import MTP, shift_ids
 

@@ -58,7 +58,7 @@ class CurateRecipe(Recipe):
     block_domains: tuple[str, ...] = Field((), description="domains whose pages, and whose subdomains' pages, are refused")
     block_words: tuple[str, ...] = Field((), description="words of which one in a URL refuses its page")
     max_body: int = Field(MAX_BODY, gt=0, description="bytes of an inflated body beyond which a page is refused unread")
-    part_bytes: int = Field(PART_BYTES, gt=0, description="stored bytes of input a part")
+    part_bytes: int = Field(PART_BYTES, ge=65_536, description="stored bytes of input a part")
 
     @field_validator("families")
     @classmethod
@@ -104,7 +104,7 @@ def _run(payload: dict[str, Any], recipe: CurateRecipe, output: PartOutput) -> N
         output.read(len(rows))
         output.write(kept, rejected)
         if kept.num_rows:
-            output.count(words=pc.sum(pc.struct_field(kept["signals"], "words")).as_py(), characters=pc.sum(pc.struct_field(kept["signals"], "characters")).as_py())
+            output.count(**{name: pc.sum(pc.struct_field(kept["signals"], name)).as_py() for name in ("words", "characters")})
 
 
 STAGE = Stage(name="curate", version=1, plan=_plan, run=_run)

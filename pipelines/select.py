@@ -21,8 +21,9 @@ from pipelines.progress import Progress, silent
 from pipelines.stage import PartOutput, Stage, run_stage
 
 
-
-def select(inputs: Sequence[str], recipe: CurateRecipe, out: str, cluster: Cluster | None = None, progress: Progress = silent, name: str | None = None) -> Dataset:
+def select(
+    inputs: Sequence[str], recipe: CurateRecipe, out: str, cluster: Cluster | None = None, progress: Progress = silent, name: str | None = None
+) -> Dataset:
     """Apply a recipe's families, thresholds and languages to curated datasets.
 
     Raises:

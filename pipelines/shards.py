@@ -168,7 +168,7 @@ def _plan_parts(inputs: Sequence[str], config: TokenizeConfig) -> list[dict[str,
     """Row groups of one source, as many as make up `shard_bytes`; a run may span files."""
     tokenizer, *datasets = inputs
     parts = []
-    for position, (source, uri) in enumerate(zip(config.sources, datasets, strict=True)):
+    for position, uri in enumerate(datasets):
         runs: list[list[list[Any]]] = []
         room = 0
         for path, group, size in _row_groups(Dataset.open(uri)):
@@ -305,7 +305,7 @@ def _copies(source: Source | SourceBytes) -> list[pl.Expr]:
         return []
     from pipelines.dedup.rehydrate import rehydration_weight
 
-    weigh = lambda sizes: pl.Series(rehydration_weight(sizes.to_numpy()).astype(np.int64))  # noqa: E731
+    weigh = lambda sizes: pl.Series(rehydration_weight(sizes.to_numpy()).astype(np.int64))
     return [pl.col("cluster_size").fill_null(1).map_batches(weigh, return_dtype=pl.Int64, is_elementwise=True).alias("copies")]
 
 

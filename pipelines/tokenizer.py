@@ -17,6 +17,7 @@ from pipelines.dataset import Dataset
 from pipelines.errors import UserError
 from pipelines.progress import Progress, ProgressEvent, silent
 
+
 def train_tokenizer(
     datasets: Sequence[str],
     vocab_size: int,

@@ -52,7 +52,7 @@ class EngineRecipe(Recipe):
     """Seconds a request may take."""
 
     @model_validator(mode="after")
-    def _has_url(self) -> "EngineRecipe":
+    def _has_url(self) -> EngineRecipe:
         if (self.kind == "openai") != (self.url is not None):
             raise ValueError("`url` goes with kind: openai, and only with it")
         return self
@@ -88,20 +88,3 @@ class Writer(Protocol):
     def generate(self, conversations: Sequence[Conversation], requests: Sequence[Request], sampling: SamplingRecipe) -> list[list[Sample]]:
         """n samples for every conversation, in order."""
         ...
-
-
-def open_writer(recipe: EngineRecipe) -> Writer:
-    """The writer a recipe names. UserError when its model cannot be loaded."""
-    if recipe.kind == "local":
-        from generators.engines.local import LocalWriter  # torch is only loaded by who generates here
-
-        return LocalWriter(recipe)
-    from generators.engines.openai import OpenAIWriter
-
-    return OpenAIWriter(recipe)
-
-
-def weights_stamp(recipe: EngineRecipe) -> tuple:
-    """Changes when a local model's weights are written anew; cheaper than their digest."""
-    files = sorted(Path(recipe.model).glob("*.safetensors")) if recipe.kind == "local" else []
-    return tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 from generators.tasks.problem import Problem, Task
 from generators.verify.answer import Verdict, check_format

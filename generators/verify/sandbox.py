@@ -9,6 +9,7 @@ user may read. Point generation of hostile code at a container.
 """
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -86,10 +87,8 @@ def run_python(code: str, stdin: str = "", limits: Limits = Limits()) -> Executi
             except subprocess.TimeoutExpired:
                 late = True
             finally:
-                try:
-                    os.killpg(process.pid, signal.SIGKILL)  # also what the program left running
-                except ProcessLookupError:
-                    pass
+                with contextlib.suppress(ProcessLookupError):  # it left nothing running
+                    os.killpg(process.pid, signal.SIGKILL)
                 code_out = process.wait()
         stdout, stderr = (_head(room / name, limits.output) for name in ("stdout", "stderr"))
     cpu_over = code_out in (128 + signal.SIGXCPU, 128 + signal.SIGKILL)

@@ -8,7 +8,8 @@ the same arguments in the same order are equal bit for bit.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence as Seq
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 

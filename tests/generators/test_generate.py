@@ -8,7 +8,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import generators.run as generate
-from generators.engines.interface import EngineRecipe, Request, Sample, SamplingRecipe, open_writer
+from generators.engines.choose import open_writer
+from generators.engines.interface import EngineRecipe, Request, Sample, SamplingRecipe
 from generators.engines.openai import OpenAIWriter
 from generators.problems import PROBLEMS, ProblemsRecipe
 from generators.run import GENERATE, GenerateRecipe, request_seed

@@ -3,7 +3,8 @@ import time
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from generators.verify.answer import as_number, check_format, final_answer, same_answer
 from generators.verify.mathematics import MathVerifier

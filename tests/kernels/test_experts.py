@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels import experts as room
 from kernels.experts import experts, experts_reference, relu_squared
 
 

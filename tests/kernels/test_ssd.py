@@ -8,7 +8,6 @@ from kernels import ssd_scan
 from kernels.ssd import ssd, ssd_reference, ssd_step
 
 
-
 @pytest.fixture(params=["chunked", "compiled scan"], autouse=True)
 def form(request, monkeypatch):
     """Every test here holds for both fast forms."""

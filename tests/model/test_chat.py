@@ -1,7 +1,8 @@
 """The chat format: template and Python agree, masks cover exactly the assistant, text cannot forge turns."""
 import jinja2.sandbox
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from model import chat

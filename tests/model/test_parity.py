@@ -81,7 +81,7 @@ def test_mtp_tensors_are_what_the_released_checkpoints_call_them(tmp_path):
     config = HybridConfig(**SHAPE, pattern="ME", moe_latent_size=32, mtp_depth=2)
     HybridLM(config).save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        names = {name for name in file.keys() if name.startswith("mtp.")}
+        names = {name for name in file.keys() if name.startswith("mtp.")}  # noqa: SIM118 (a safetensors handle is no mapping)
     attention = {f"mtp.layers.0.{n}.weight" for n in ("eh_proj", "enorm", "hnorm", "norm", "mixer.q_proj", "mixer.k_proj", "mixer.v_proj", "mixer.o_proj")}
     moe = {f"mtp.layers.1.{n}.weight" for n in ("norm", "final_layernorm", "mixer.gate", "mixer.shared_experts.up_proj", "mixer.shared_experts.down_proj",
                                                 "mixer.fc1_latent_proj", "mixer.fc2_latent_proj")}

@@ -104,6 +104,6 @@ def test_a_failing_engine_tells_everybody(engine):
     with TestClient(create_app(broken)) as client:
         for stream in (False, True):
             answer = client.post("/v1/completions", json={"prompt": "a", "stream": stream})
-            assert stream and "server_error" in answer.text or answer.status_code == 503
+            assert (stream and "server_error" in answer.text) or answer.status_code == 503
         health = client.get("/health")
         assert health.status_code == 503 and "ZeroDivisionError" in health.json()["status"]
