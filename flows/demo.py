@@ -64,7 +64,7 @@ def report(run: Run) -> dict[str, Any]:
         "funnel": [{key: stage[key] for key in ("stage", "rows_in", "kept")} for stage in facts["funnel"]],
         "accuracy": {row["task"]: dict(zip(facts["accuracy"]["stages"], row["values"], strict=True)) for row in facts["accuracy"]["rows"]},
         "held_out_text": {row["task"]: dict(zip(facts["accuracy"]["stages"], row["values"], strict=True)) for row in facts["accuracy"]["text"]},
-        "generation": {key: facts["generation"][key] for key in ("written", "accepted", "share", "reasons")},
+        "generation": {key: facts["generation"][key] for key in ("written", "verified", "accepted", "share", "reasons")},
         "leaks_remaining": json.loads(run.path("heldout", "leaks.json").read_text(encoding="utf-8"))["remaining"],
         "seconds": {name: round(entry["seconds"], 1) for name, entry in timings(run.folder).items()},
         "peak_bytes": max(entry["peak_bytes"] for entry in timings(run.folder).values()),
@@ -82,7 +82,7 @@ def tables(folder: Path) -> Mapping[str, Sequence[Mapping[str, Any]]]:
         "funnel": [{"stage": stage["stage"], "rows in": stage["rows_in"], "kept": stage["kept"]} for stage in summary["funnel"]],
         "accuracy": [{"task": task, **values} for task, values in summary["accuracy"].items()],
         "held-out text": [{"measure": name, **values} for name, values in summary["held_out_text"].items()],
-        "generation": [{"written": summary["generation"]["written"], "accepted": summary["generation"]["accepted"], "share": summary["generation"]["share"]}],
+        "generation": [{key: summary["generation"][key] for key in ("written", "verified", "accepted", "share")}],
         "steps": [{"step": name, "seconds": round(entry["seconds"], 1), "peak MB": round(entry["peak_bytes"] / 1e6), "sittings": entry["sittings"]} for name, entry in done.items()],
     }
 

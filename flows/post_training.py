@@ -80,7 +80,7 @@ def tables(folder: Path) -> Mapping[str, Sequence[Mapping[str, Any]]]:
 
     rows = [{"stage": stage, "accuracy": figures["problems"]["accuracy"]} for stage, figures in evaluations(folder)]
     made = generation(folder)
-    return {"accuracy": rows, "generation": [{key: made[key] for key in ("written", "accepted", "share")}] if made else []}
+    return {"accuracy": rows, "generation": [{key: made[key] for key in ("written", "verified", "accepted", "share")}] if made else []}
 
 
 POST_TRAINING = Job(

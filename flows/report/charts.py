@@ -12,7 +12,9 @@ import vl_convert
 from markupsafe import Markup
 
 # stand-in -> CSS variable of page.css
-STAND_INS = {"#010101": "var(--ink)", "#020202": "var(--soft)", "#030303": "var(--rule)", "#040404": "var(--a)", "#050505": "var(--b)", "#060606": "var(--c)", "#070707": "var(--d)"}
+STAND_INS = {
+    "#010101": "var(--ink)", "#020202": "var(--soft)", "#030303": "var(--rule)", "#040404": "var(--a)", "#050505": "var(--b)", "#060606": "var(--c)", "#070707": "var(--d)", "#080808": "var(--e)", "#090909": "var(--f)",
+}  # fmt: skip
 INK, SOFT, RULE, *SERIES = STAND_INS
 MAX_POINTS = 400  # of one line: more than the pixels it is drawn on
 
@@ -25,7 +27,7 @@ def loss_curves(points: Sequence[Mapping[str, Any]], *, y: str, width: int = 360
         line = [point for point in points if point["series"] == name]
         stride = -(-len(line) // MAX_POINTS)
         thin += line[::stride] if (len(line) - 1) % stride == 0 else [*line[::stride], line[-1]]
-    colour = alt.Color("series:N", scale=alt.Scale(domain=series, range=SERIES[: len(series)]), legend=alt.Legend(title=None, orient="top", symbolType="stroke") if len(series) > 1 else None)
+    colour = alt.Color("series:N", scale=alt.Scale(domain=series, range=SERIES[: len(series)]), legend=alt.Legend(title=None, orient="top", symbolType="stroke", columns=2 if len(series) > 3 else 0) if len(series) > 1 else None)
     table = alt.Data(values=[dict(point) for point in thin])
     x_axis = alt.X("step:Q", title="step", axis=alt.Axis(grid=False, tickCount=6))
     y_axis = alt.Y("value:Q", title=y, scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=5))
@@ -38,11 +40,10 @@ def loss_curves(points: Sequence[Mapping[str, Any]], *, y: str, width: int = 360
 def accuracy_by_stage(rows: Sequence[Mapping[str, Any]], stages: Sequence[str], *, width: int = 560, height: int = 240) -> Markup:
     """A line a task over the training stages. `rows`: mappings with `stage`, `task`, `accuracy` in [0, 1]."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    if len(tasks) > len(SERIES):  # more lines than colours: tasks in grey, their mean in ink
-        colour, dash = alt.value(SOFT), alt.value([1, 0])
+    if len(tasks) > len(SERIES):  # more lines than colours: the table below tells them apart
+        colour = alt.value(SOFT)
     else:
-        colour = alt.Color("task:N", scale=alt.Scale(domain=tasks, range=SERIES[: len(tasks)]), legend=alt.Legend(title=None, orient="top"))
-        dash = alt.value([1, 0])
+        colour = alt.Color("task:N", scale=alt.Scale(domain=tasks, range=SERIES[: len(tasks)]), legend=alt.Legend(title=None, orient="top", columns=3 if len(tasks) > 4 else 0))
     chart = (
         alt.Chart(alt.Data(values=[dict(row) for row in rows]))
         .mark_line(point=alt.OverlayMarkDef(size=34, filled=True), strokeWidth=1.6)
@@ -51,7 +52,6 @@ def accuracy_by_stage(rows: Sequence[Mapping[str, Any]], stages: Sequence[str], 
             y=alt.Y("accuracy:Q", title="accuracy", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=5)),
             detail="task:N",
             color=colour,
-            strokeDash=dash,
         )
     )
     return _svg(chart, width, height)

@@ -1,6 +1,7 @@
 """The part of the report about models: loss curves, accuracy stage by stage, and what they wrote."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from flows.report import charts
 
 RUNS = {"pretrain": "Pretraining", "sft": "SFT", "continued": "Continued training", "rl": "RL"}
 STAGES = ("untrained", *RUNS)
+ANSWER_CHARACTERS = 1500
 PROBLEMS, TEXT = "problems", "text"  # the suites' names in eval/<stage>.json
 
 
@@ -68,15 +70,25 @@ def accuracy(folder: Path) -> dict[str, Any] | None:
 
 
 def samples(folder: Path) -> list[dict[str, Any]]:
-    """Right and wrong answers of each stage, two a task at most four tasks."""
+    """Six answers of each stage, right and wrong, of as many tasks as there are."""
     shown = []
     for stage, figures in evaluations(folder):
         rows = figures.get(PROBLEMS, {}).get("samples", [])
-        right, wrong = [row for row in rows if row["ok"]], [row for row in rows if not row["ok"]]
-        chosen = right[:3] + wrong[: 6 - len(right[:3])]
+        right, wrong = _spread([row for row in rows if row["ok"]]), _spread([row for row in rows if not row["ok"]])
+        chosen = right[: max(3, 6 - len(wrong))] + wrong[: 6 - len(right[:3])]
         if chosen:
-            shown.append({"stage": stage, "rows": [{**row, "response": row["response"][:1500]} for row in chosen]})
+            shown.append({"stage": stage, "rows": [{**row, "response": row["response"].strip()[:ANSWER_CHARACTERS]} for row in chosen]})
     return shown
+
+
+def _spread(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows in turns: the first of each task, the second of each, ..."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for row in rows:
+        turns.append((seen[row["task"]], row))
+        seen[row["task"]] += 1
+    return [row for _, row in sorted(turns, key=lambda turn: turn[0])]
 
 
 def headline(folder: Path) -> list[tuple[str, str]]:

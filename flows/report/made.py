@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from pipelines.dataset import Dataset
 from pipelines.shardset import ShardSet
 
@@ -68,15 +66,10 @@ def generation(folder: Path) -> dict[str, Any] | None:
         row["share"] = row["accepted"] / max(1, row["written"])
     return {
         "written": dataset.rows_in,
+        "verified": int(dataset.counters.get("verified", dataset.rows)),
         "accepted": dataset.rows,
-        "share": dataset.rows / max(1, dataset.rows_in),
+        "share": dataset.counters.get("verified", dataset.rows) / max(1, dataset.rows_in),
         "tasks": sorted(tasks, key=lambda row: -row["share"]),
         "most": max((row["written"] for row in tasks), default=1),
         "reasons": [{"reason": reason, "count": count} for reason, count in dataset.reasons.items()],
     }
-
-
-def accepted_examples(folder: Path, count: int = 3) -> list[dict[str, Any]]:
-    """A few accepted generations, for the summary of a run."""
-    dataset = Dataset.open(str(folder / "generated"))
-    return dataset.scan().head(count).select(pl.col("id"), pl.col("task")).collect().to_dicts()

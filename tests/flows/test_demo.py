@@ -36,7 +36,8 @@ def test_the_whole_job(clean):
     loss = told["held_out_text"]["held-out text, nats a token"]
     assert loss["pretrain"] < loss["untrained"]
     assert set(told["accuracy"]["all"]) == {"untrained", "pretrain", "sft", "continued", "rl"}
-    assert 0 < told["generation"]["written"] >= told["generation"]["accepted"] >= 0
+    assert told["generation"]["written"] > 0
+    assert told["generation"]["written"] >= told["generation"]["verified"] >= told["generation"]["accepted"] >= 0
     assert set(told["seconds"]) >= {"crawl", "curate", "dedup", "holdout", "problems", "tokenizer", "mixture 1", "pretrain", "sft", "generate", "mixture 2", "continued", "rl"}
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert all(f'id="{name}"' in page for name in ("funnel", "languages", "duplicates", "mixture", "training", "accuracy", "generation", "samples", "timings", "lineage"))
@@ -118,7 +119,7 @@ def test_against_a_prefect_server(pages, environment, tmp_path):
         runs = {entry["name"]: entry["state_type"] for entry in post(f"{url}/flow_runs/filter", {"limit": 50})}
         assert runs.pop("data") == "COMPLETED" and set(runs.values()) == {"COMPLETED"}
         tasks = {entry["name"] for entry in post(f"{url}/task_runs/filter", {"limit": 50})}
-        assert tasks == {"crawl", "curate", "dedup"}
+        assert tasks >= {"crawl", "curate", "dedup"}
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=30)

@@ -98,8 +98,9 @@ def everything():
         "leaks": {"note": "13-grams", "rows": [{"heldout": "text", "size": 7, "against": "training text", "documents": 148, "overlapping": 0, "action": "dropped"}]},
         "generation": {
             "written": 600,
+            "verified": 240,
             "accepted": 210,
-            "share": 0.35,
+            "share": 0.4,
             "most": 120,
             "tasks": [{"task": "addition", "accepted": 60, "written": 120, "share": 0.5}],
             "reasons": [{"reason": "answer.wrong", "count": 300}, {"reason": "format.truncated", "count": 90}],
