@@ -6,9 +6,9 @@ time. So they only leave their newest state, and one thread of ours posts it.
 
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Iterator
+from typing import Any
 
 from flows.steps import STEP
 from pipelines.progress import Progress, ProgressEvent

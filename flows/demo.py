@@ -1,9 +1,9 @@
 """The main job: real pages all the way to a trained, post-trained model whose verified data went back into the mixture.
 
-    data           crawl  curate  dedup  holdout  problems  tokenizer  mixture 1
-    training       untrained  pretrain                                             each followed by its evaluation
-    post-training  sft  generate  mixture 2  continued  rl                         each model followed by its evaluation
-    report         leak check  report
+data           crawl  curate  dedup  holdout  problems  tokenizer  mixture 1
+training       untrained  pretrain                                             each followed by its evaluation
+post-training  sft  generate  mixture 2  continued  rl                         each model followed by its evaluation
+report         leak check  report
 """
 
 import json
@@ -25,7 +25,13 @@ SECOND_MIXTURE = {"text": "text", "problems": "chat", "generated": "chat"}  # co
 
 def identity(recipe: DemoRecipe) -> dict[str, Any]:
     """What makes two demo runs the same: not where they lie, nor how many workers they have."""
-    return {"job": "demo", "crawl": recipe.crawl, "seed": recipe.seed, "recipe": digest_of(recipe.model_dump(mode="json", exclude={"crawl"})), "version": code_version()}
+    return {
+        "job": "demo",
+        "crawl": recipe.crawl,
+        "seed": recipe.seed,
+        "recipe": digest_of(recipe.model_dump(mode="json", exclude={"crawl"})),
+        "version": code_version(),
+    }
 
 
 def groups(recipe: DemoRecipe) -> list[Group]:
@@ -83,8 +89,19 @@ def tables(folder: Path) -> Mapping[str, Sequence[Mapping[str, Any]]]:
         "accuracy": [{"task": task, **values} for task, values in summary["accuracy"].items()],
         "held-out text": [{"measure": name, **values} for name, values in summary["held_out_text"].items()],
         "generation": [{key: summary["generation"][key] for key in ("written", "verified", "accepted", "share")}],
-        "steps": [{"step": name, "seconds": round(entry["seconds"], 1), "peak MB": round(entry["peak_bytes"] / 1e6), "sittings": entry["sittings"]} for name, entry in done.items()],
+        "steps": [
+            {"step": name, "seconds": round(entry["seconds"], 1), "peak MB": round(entry["peak_bytes"] / 1e6), "sittings": entry["sittings"]}
+            for name, entry in done.items()
+        ],
     }
 
 
-DEMO = Job(name="demo", about="the main job: real pages to a trained and post-trained model, and a report", default="demo", recipe=DemoRecipe, identity=identity, groups=groups, tables=tables)
+DEMO = Job(
+    name="demo",
+    about="the main job: real pages to a trained and post-trained model, and a report",
+    default="demo",
+    recipe=DemoRecipe,
+    identity=identity,
+    groups=groups,
+    tables=tables,
+)

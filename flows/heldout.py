@@ -53,7 +53,9 @@ def _run(payload: dict[str, Any], config: HoldoutRecipe, output: PartOutput) -> 
     away = table.filter(pa.compute.invert(here))
     other = "train" if config.side == "heldout" else "heldout"
     for name in ("reason", "detail"):
-        away = away.append_column(name, pa.array([f"split.{other}" if name == "reason" else f"hash below {payload['below']:.6f}: held out"] * away.num_rows, pa.string()))
+        away = away.append_column(
+            name, pa.array([f"split.{other}" if name == "reason" else f"hash below {payload['below']:.6f}: held out"] * away.num_rows, pa.string())
+        )
     output.write(table.filter(here), away)
 
 

@@ -40,7 +40,9 @@ def _subflow(group: Group, run: Run) -> None:
 def flow_of(job: Job) -> Flow:
     """The Prefect flow of a job. Its parameters are those of the command."""
 
-    def run_job(out: str, recipe: str | dict[str, Any] | None = None, overrides: Sequence[str] = (), workers: int | None = None, scheduler: str | None = None) -> str:
+    def run_job(
+        out: str, recipe: str | dict[str, Any] | None = None, overrides: Sequence[str] = (), workers: int | None = None, scheduler: str | None = None
+    ) -> str:
         chosen = load_recipe(job.recipe, job.default if recipe is None else recipe, list(overrides))
         folder = Path(out)
         claim_folder(folder, job.identity(chosen))

@@ -42,7 +42,12 @@ def tokenizer(run: Run) -> dict[str, Any]:
     """Byte-level BPE over kept text and problems."""
     shape = run.recipe.tokenizer
     path = train_tokenizer(
-        [run.uri("text"), run.uri("problems")], shape.vocab_size, run.path("tokenizer"), special_tokens=SPECIAL_TOKENS, max_bytes=shape.max_bytes, progress=run.progress
+        [run.uri("text"), run.uri("problems")],
+        shape.vocab_size,
+        run.path("tokenizer"),
+        special_tokens=SPECIAL_TOKENS,
+        max_bytes=shape.max_bytes,
+        progress=run.progress,
     )
     made = load_tokenizer(path)
     figures = {"tokens": made.get_vocab_size(), "digest": tokenizer_digest(made)}
@@ -102,7 +107,12 @@ def generate(run: Run) -> dict[str, Any]:
     shape = run.recipe.generate
     engine = EngineRecipe(kind="local", model=run.uri("sft", "model"), name="sft", slots=shape.slots)
     recipe = GenerateRecipe(
-        engine=engine, sampling=shape.sampling, samples=shape.samples, max_accepted=shape.max_accepted, problems_per_part=shape.problems_per_part, seed=run.recipe.seed
+        engine=engine,
+        sampling=shape.sampling,
+        samples=shape.samples,
+        max_accepted=shape.max_accepted,
+        problems_per_part=shape.problems_per_part,
+        seed=run.recipe.seed,
     )
     dataset = run_stage(GENERATE, [run.uri("questions")], recipe, run.uri("generated"), progress=run.progress, name="generated")
     return {"written": dataset.rows_in, "accepted": dataset.rows, "share": round(dataset.rows / max(1, dataset.rows_in), 4), "digest": dataset.digest[:12]}
@@ -173,5 +183,3 @@ def mixture_step(number: int, formats: Mapping[str, str]) -> Step:
         return mixture(run, shape, number, formats)
 
     return Step(name=f"mixture {number}", run=work, done=lambda run: run.path(f"shards-{number}", "manifest.json").is_file(), spreads=True)
-
-

@@ -63,7 +63,8 @@ def curate(
     from flows.console import progress_on_screen
     from pipelines.cluster import open_cluster
     from pipelines.crawl.sources import resolve
-    from pipelines.curate import CurateRecipe, curate as run
+    from pipelines.curate import CurateRecipe
+    from pipelines.curate import curate as run
     from pipelines.recipe import load_recipe
 
     sources, overrides = split_overrides(inputs)
@@ -97,7 +98,8 @@ def dedup(
     """
     from flows.console import progress_on_screen
     from pipelines.cluster import open_cluster
-    from pipelines.dedup import DedupRecipe, dedup as run
+    from pipelines.dedup import DedupRecipe
+    from pipelines.dedup import dedup as run
     from pipelines.recipe import load_recipe
 
     datasets, overrides = split_overrides(inputs)
@@ -157,7 +159,8 @@ def decontaminate(
     """
     from flows.console import progress_on_screen
     from pipelines.cluster import open_cluster
-    from pipelines.decontaminate import DecontaminateRecipe, decontaminate as run
+    from pipelines.decontaminate import DecontaminateRecipe
+    from pipelines.decontaminate import decontaminate as run
     from pipelines.recipe import load_recipe
 
     datasets, overrides = split_overrides(inputs)
@@ -184,7 +187,8 @@ def bucket(
         gristmill bucket deduped --out bucketed --recipe bucket
     """
     from flows.console import progress_on_screen
-    from pipelines.buckets import BucketRecipe, bucket as run
+    from pipelines.buckets import BucketRecipe
+    from pipelines.buckets import bucket as run
     from pipelines.cluster import open_cluster
     from pipelines.recipe import load_recipe
 
@@ -213,7 +217,8 @@ def train_classifier(
     """
     from flows.console import progress_on_screen
     from pipelines.recipe import load_recipe
-    from pipelines.train_classifier import ClassifierRecipe, train_classifier as run
+    from pipelines.train_classifier import ClassifierRecipe
+    from pipelines.train_classifier import train_classifier as run
 
     chosen = load_recipe(ClassifierRecipe, recipe, only_overrides(overrides))
     with progress_on_screen(quiet) as progress:
@@ -243,5 +248,12 @@ def dataset_summary(verb: str, dataset, quiet: bool, json: bool) -> None:
 
 
 def add_to(app: typer.Typer) -> None:
-    for name, verb in {"curate": curate, "select": select, "dedup": dedup, "decontaminate": decontaminate, "bucket": bucket, "train-classifier": train_classifier}.items():
+    for name, verb in {
+        "curate": curate,
+        "select": select,
+        "dedup": dedup,
+        "decontaminate": decontaminate,
+        "bucket": bucket,
+        "train-classifier": train_classifier,
+    }.items():
         app.command(name, rich_help_panel="Documents")(verb)

@@ -15,7 +15,9 @@ def _recipe() -> Any:
 
 def demo(
     out: Out,
-    crawl: Annotated[str | None, typer.Option("--crawl", help="Files, folder, glob, URI or commoncrawl:...; the sample crawl without.", metavar="SOURCE")] = None,
+    crawl: Annotated[
+        str | None, typer.Option("--crawl", help="Files, folder, glob, URI or commoncrawl:...; the sample crawl without.", metavar="SOURCE")
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything random in the run.")] = None,
     recipe: RecipeName = "demo",
     overrides: Overrides = None,
@@ -40,9 +42,7 @@ def demo(
     """
     from flows.demo_command import run_demo
 
-    run_demo(
-        out, recipe, only_overrides(overrides), crawl=crawl, seed=seed, workers=workers, scheduler=scheduler, prefect=prefect, quiet=quiet, as_json=json
-    )
+    run_demo(out, recipe, only_overrides(overrides), crawl=crawl, seed=seed, workers=workers, scheduler=scheduler, prefect=prefect, quiet=quiet, as_json=json)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -44,7 +44,8 @@ def why(
     """
     from dataclasses import asdict
 
-    from flows.console import out as screen, summary, table_of
+    from flows.console import out as screen
+    from flows.console import summary, table_of
     from flows.run_folder import document_datasets
     from pipelines.why import explain
 
@@ -55,7 +56,11 @@ def why(
     for fate in fates:
         verdict = "kept" if fate.kept else f"left: {fate.reason}"
         screen.rule(f"{fate.stage} · {verdict}", align="left")
-        facts = {"dataset": fate.dataset, **({"why": fate.detail} if fate.detail else {}), **{key: value for key, value in fate.row.items() if value not in (None, "") and key not in ("reason", "detail")}}
+        facts = {
+            "dataset": fate.dataset,
+            **({"why": fate.detail} if fate.detail else {}),
+            **{key: value for key, value in fate.row.items() if value not in (None, "") and key not in ("reason", "detail")},
+        }
         summary(str(fate.row.get("title") or page), facts)
         if fate.decisions:
             columns = list(asdict(fate.decisions[0]))
@@ -80,7 +85,8 @@ def trace(
     """
     from dataclasses import asdict
 
-    from flows.console import out as screen, summary
+    from flows.console import out as screen
+    from flows.console import summary
     from flows.run_folder import shards_of
     from pipelines.lineage import trace as run_trace
 

@@ -36,7 +36,12 @@ def _train(model: Any, run: Any, title: str, recipe: str | None, overrides: list
     chosen = load_recipe(model, recipe, only_overrides(overrides))
     with progress_on_screen(quiet) as progress:
         result = run(chosen, out, progress)
-    facts = {"model": result.model_path, "steps": result.steps, "trained tokens": result.tokens, **{k: v for k, v in result.metrics.items() if isinstance(v, int | float | str)}}
+    facts = {
+        "model": result.model_path,
+        "steps": result.steps,
+        "trained tokens": result.tokens,
+        **{k: v for k, v in result.metrics.items() if isinstance(v, int | float | str)},
+    }
     summary(title, facts, quiet=quiet, as_json=json, result=asdict(result))
 
 
@@ -56,7 +61,8 @@ def pretrain(
 
         gristmill pretrain --out runs/c shards=shards-2 init_from=runs/p/model precision=bf16
     """
-    from training.pretrain import PretrainRecipe, pretrain as run
+    from training.pretrain import PretrainRecipe
+    from training.pretrain import pretrain as run
 
     _train(PretrainRecipe, run, "pretrained", recipe, overrides, out, quiet, json)
 
@@ -75,7 +81,8 @@ def sft(
 
         gristmill sft --out runs/s init_from=runs/p/model 'datasets=[problems]' epochs=2
     """
-    from training.sft import SftRecipe, sft as run
+    from training.sft import SftRecipe
+    from training.sft import sft as run
 
     _train(SftRecipe, run, "fine-tuned", recipe, overrides, out, quiet, json)
 
@@ -94,7 +101,8 @@ def rl(
 
         gristmill rl --out runs/r init_from=runs/s/model steps=40
     """
-    from training.rl.train import RlRecipe, rl as run
+    from training.rl.train import RlRecipe
+    from training.rl.train import rl as run
 
     _train(RlRecipe, run, "after RL", recipe, overrides, out, quiet, json)
 
@@ -119,7 +127,8 @@ def evaluate(
     """
     from flows.console import progress_on_screen, summary, table_of
     from pipelines.errors import UserError
-    from training.evaluate import ProblemSuite, TextSuite, evaluate as run
+    from training.evaluate import ProblemSuite, TextSuite
+    from training.evaluate import evaluate as run
 
     suites: list[Any] = _suites(suite) if suite else []
     suites += [TextSuite(name="text", documents=text)] if text else []

@@ -9,11 +9,22 @@ import typer
 
 OVERRIDE = re.compile(r"^[A-Za-z_][A-Za-z0-9_.]*=")
 
-Inputs = Annotated[list[str], typer.Argument(help="Inputs, and recipe keys to change as key=value (dotted keys, YAML values).", metavar="INPUT... [KEY=VALUE]...", show_default=False)]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Recipe keys to change: key=value (dotted keys, YAML values).", metavar="[KEY=VALUE]...", show_default=False)]
-Out = Annotated[str, typer.Option("--out", "-o", help="Where to write; running the same line again finishes an interrupted run.", metavar="OUT", show_default=False)]
-RecipeName = Annotated[str | None, typer.Option("--recipe", "-r", help="A recipe that ships, by name, or a YAML file; its defaults without.", metavar="NAME|FILE")]
-Workers = Annotated[int | None, typer.Option("--workers", "-w", min=0, help="Processes of a local Dask cluster; 0: serial, in this process. Default: one a core.", metavar="N")]
+Inputs = Annotated[
+    list[str],
+    typer.Argument(help="Inputs, and recipe keys to change as key=value (dotted keys, YAML values).", metavar="INPUT... [KEY=VALUE]...", show_default=False),
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Recipe keys to change: key=value (dotted keys, YAML values).", metavar="[KEY=VALUE]...", show_default=False)
+]
+Out = Annotated[
+    str, typer.Option("--out", "-o", help="Where to write; running the same line again finishes an interrupted run.", metavar="OUT", show_default=False)
+]
+RecipeName = Annotated[
+    str | None, typer.Option("--recipe", "-r", help="A recipe that ships, by name, or a YAML file; its defaults without.", metavar="NAME|FILE")
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", "-w", min=0, help="Processes of a local Dask cluster; 0: serial, in this process. Default: one a core.", metavar="N")
+]
 Scheduler = Annotated[str | None, typer.Option("--scheduler", help="A Dask scheduler that already runs, e.g. tcp://10.0.0.1:8786.", metavar="ADDRESS")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]

@@ -54,7 +54,8 @@ def mix(
 
         gristmill mix mixture.yaml --tokenizer tokenizer --check tokens=2000000
     """
-    from flows.console import out as screen, summary
+    from flows.console import out as screen
+    from flows.console import summary
     from pipelines.mixture import load_mixture
     from pipelines.shards import check as plan
 
@@ -135,7 +136,8 @@ def inspect(
     """
     from dataclasses import asdict
 
-    from flows.console import out as screen, summary
+    from flows.console import out as screen
+    from flows.console import summary
     from pipelines.shards import inspect as run
 
     documents = list(run(shards, n, source))

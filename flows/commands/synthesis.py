@@ -1,6 +1,6 @@
 """Verbs that make data: problems, generate."""
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 

@@ -12,9 +12,8 @@ import vl_convert
 from markupsafe import Markup
 
 # stand-in -> CSS variable of page.css
-STAND_INS = {
-    "#010101": "var(--ink)", "#020202": "var(--soft)", "#030303": "var(--rule)", "#040404": "var(--a)", "#050505": "var(--b)", "#060606": "var(--c)", "#070707": "var(--d)", "#080808": "var(--e)", "#090909": "var(--f)",
-}  # fmt: skip
+VARIABLES = ("--ink", "--soft", "--rule", "--a", "--b", "--c", "--d", "--e", "--f")
+STAND_INS = {f"#{10101 * number:06d}": f"var({variable})" for number, variable in enumerate(VARIABLES, 1)}
 INK, SOFT, RULE, *SERIES = STAND_INS
 MAX_POINTS = 400  # of one line: more than the pixels it is drawn on
 
@@ -27,13 +26,21 @@ def loss_curves(points: Sequence[Mapping[str, Any]], *, y: str, width: int = 360
         line = [point for point in points if point["series"] == name]
         stride = -(-len(line) // MAX_POINTS)
         thin += line[::stride] if (len(line) - 1) % stride == 0 else [*line[::stride], line[-1]]
-    colour = alt.Color("series:N", scale=alt.Scale(domain=series, range=SERIES[: len(series)]), legend=alt.Legend(title=None, orient="top", symbolType="stroke", columns=2 if len(series) > 3 else 0) if len(series) > 1 else None)
+    colour = alt.Color(
+        "series:N",
+        scale=alt.Scale(domain=series, range=SERIES[: len(series)]),
+        legend=alt.Legend(title=None, orient="top", symbolType="stroke", columns=2 if len(series) > 3 else 0) if len(series) > 1 else None,
+    )
     table = alt.Data(values=[dict(point) for point in thin])
     x_axis = alt.X("step:Q", title="step", axis=alt.Axis(grid=False, tickCount=6))
     y_axis = alt.Y("value:Q", title=y, scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(tickCount=5))
     lines = alt.Chart(table).mark_line(strokeWidth=1.6, interpolate="linear").encode(x=x_axis, y=y_axis, color=colour)
     few = [name for name in series if sum(point["series"] == name for point in thin) <= 40]
-    dots = alt.Chart(alt.Data(values=[dict(point) for point in thin if point["series"] in few])).mark_circle(size=26, opacity=1).encode(x=x_axis, y=y_axis, color=colour)
+    dots = (
+        alt.Chart(alt.Data(values=[dict(point) for point in thin if point["series"] in few]))
+        .mark_circle(size=26, opacity=1)
+        .encode(x=x_axis, y=y_axis, color=colour)
+    )
     return _svg(lines + dots if few else lines, width, height)
 
 
@@ -43,7 +50,9 @@ def accuracy_by_stage(rows: Sequence[Mapping[str, Any]], stages: Sequence[str], 
     if len(tasks) > len(SERIES):  # more lines than colours: the table below tells them apart
         colour = alt.value(SOFT)
     else:
-        colour = alt.Color("task:N", scale=alt.Scale(domain=tasks, range=SERIES[: len(tasks)]), legend=alt.Legend(title=None, orient="top", columns=3 if len(tasks) > 4 else 0))
+        colour = alt.Color(
+            "task:N", scale=alt.Scale(domain=tasks, range=SERIES[: len(tasks)]), legend=alt.Legend(title=None, orient="top", columns=3 if len(tasks) > 4 else 0)
+        )
     chart = (
         alt.Chart(alt.Data(values=[dict(row) for row in rows]))
         .mark_line(point=alt.OverlayMarkDef(size=34, filled=True), strokeWidth=1.6)
@@ -74,7 +83,17 @@ def _svg(chart: alt.TopLevelMixin, width: int, height: int) -> Markup:
     styled = (
         chart.properties(width=width, height=height, background="transparent", padding=4)
         .configure_view(stroke=None)
-        .configure_axis(labelColor=SOFT, titleColor=SOFT, domainColor=RULE, tickColor=RULE, gridColor=RULE, labelFontSize=12, titleFontSize=12, titleFontWeight="normal", domain=False)
+        .configure_axis(
+            labelColor=SOFT,
+            titleColor=SOFT,
+            domainColor=RULE,
+            tickColor=RULE,
+            gridColor=RULE,
+            labelFontSize=12,
+            titleFontSize=12,
+            titleFontWeight="normal",
+            domain=False,
+        )
         .configure_legend(labelColor=INK, labelFontSize=12)
     )
     svg = vl_convert.vegalite_to_svg(styled.to_json())

@@ -45,9 +45,18 @@ def _examples(dataset: Dataset) -> dict[str, dict[str, Any]]:
         return {}
     rows = dataset.scan_rejected()
     have = rows.collect_schema().names()
-    cut = [pl.col(name).str.slice(0, EXAMPLE_CHARACTERS) if name == "text" else pl.col(name) for name in ("reason", "detail", "url", "title", "text") if name in have]
+    cut = [
+        pl.col(name).str.slice(0, EXAMPLE_CHARACTERS) if name == "text" else pl.col(name)
+        for name in ("reason", "detail", "url", "title", "text")
+        if name in have
+    ]
     filled = pl.col("text").is_not_null() & (pl.col("text") != "") if "text" in have else pl.lit(True)
-    frame = rows.select(*cut, filled.alias("__filled")).sort("__filled", descending=True, maintain_order=True).unique("reason", keep="first", maintain_order=True).collect()
+    frame = (
+        rows.select(*cut, filled.alias("__filled"))
+        .sort("__filled", descending=True, maintain_order=True)
+        .unique("reason", keep="first", maintain_order=True)
+        .collect()
+    )
     blank = {"url": "", "title": "", "detail": "", "text": ""}
     return {row["reason"]: {**blank, **{key: value for key, value in row.items() if value is not None}} for row in frame.to_dicts()}
 
@@ -56,9 +65,19 @@ def languages(folder: Path) -> list[dict[str, Any]]:
     """Kept documents per language, most frequent first."""
     for name in ("deduped", "curated"):
         if Dataset.exists(str(folder / name)):
-            rows = Dataset.open(str(folder / name)).scan(["language"]).group_by("language").len().sort(["len", "language"], descending=[True, False]).collect().to_dicts()
+            rows = (
+                Dataset.open(str(folder / name))
+                .scan(["language"])
+                .group_by("language")
+                .len()
+                .sort(["len", "language"], descending=[True, False])
+                .collect()
+                .to_dicts()
+            )
             total = max(1, sum(row["len"] for row in rows))
-            return [{"language": LANGUAGES.get(row["language"], row["language"] or "unknown"), "documents": row["len"], "share": row["len"] / total} for row in rows]
+            return [
+                {"language": LANGUAGES.get(row["language"], row["language"] or "unknown"), "documents": row["len"], "share": row["len"] / total} for row in rows
+            ]
     return []
 
 
@@ -81,13 +100,25 @@ def duplicates(folder: Path) -> dict[str, Any] | None:
 
 def _clusters(dataset: Dataset) -> list[dict[str, Any]]:
     left = dataset.scan_rejected(["url", "reason", "duplicate_of"]).collect()
-    names = left.group_by("duplicate_of", maintain_order=True).len().sort("len", descending=True, maintain_order=True)["duplicate_of"].head(CLUSTERS_SHOWN).to_list()
+    names = (
+        left.group_by("duplicate_of", maintain_order=True)
+        .len()
+        .sort("len", descending=True, maintain_order=True)["duplicate_of"]
+        .head(CLUSTERS_SHOWN)
+        .to_list()
+    )
     kept = {row["id"]: row for row in dataset.scan(["id", "url", "text"]).filter(pl.col("id").is_in(names)).collect().to_dicts()}
     examples = []
     for name in names:
         if name in kept:
             copies = left.filter(pl.col("duplicate_of") == name).head(3).to_dicts()
-            examples.append({"kept": kept[name]["url"] or name, "text": (kept[name]["text"] or "")[:EXAMPLE_CHARACTERS], "copies": [{"url": row["url"] or "", "detail": row["reason"]} for row in copies]})
+            examples.append(
+                {
+                    "kept": kept[name]["url"] or name,
+                    "text": (kept[name]["text"] or "")[:EXAMPLE_CHARACTERS],
+                    "copies": [{"url": row["url"] or "", "detail": row["reason"]} for row in copies],
+                }
+            )
     return examples
 
 

@@ -1,7 +1,6 @@
 """Read a run folder into what the page shows. Files are the truth; what is not there yet is left out, not guessed."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,8 @@ def _head(folder: Path, identity: dict[str, Any], facts: dict[str, Any]) -> dict
         figures += [(duration(facts["timings"]["total"]), "in all steps"), (size(facts["timings"]["peak"]), "peak memory, all processes")]
     title = f"{facts['funnel'][0]['rows_in']:,} pages to a model that reasons" if facts["funnel"] else "A run that has just begun"
     source = "the sample crawl" if identity["crawl"] == "sample" else identity["crawl"]
-    lead = f"From {source}, seed {identity['seed']}: curated, deduplicated, mixed with worked problems, trained, post-trained, and fed back what it wrote that a checker accepted."
+    work = "curated, deduplicated, mixed with worked problems, trained, post-trained, and fed back what it wrote that a checker accepted"
+    lead = f"From {source}, seed {identity['seed']}: {work}."
     return {"title": title, "lead": lead, "headline": [{"figure": figure, "label": label} for figure, label in figures[:8]]}
 
 
@@ -84,11 +84,3 @@ def _short(count: int) -> str:
         if count >= limit:
             return f"{count / limit:.2f} {unit}"
     return str(count)
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file, or None where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-Section = Callable[[Path], Any]

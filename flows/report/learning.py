@@ -56,8 +56,15 @@ def accuracy(folder: Path) -> dict[str, Any] | None:
     if not asked:
         return None
     tasks = list(dict.fromkeys(task for figures in asked.values() for task in figures["tasks"]))
-    points = [{"stage": stage, "task": task, "accuracy": figures["tasks"][task]["accuracy"]} for stage, figures in asked.items() for task in tasks if task in figures["tasks"]]
-    rows = [{"task": task, "values": [figures.get(PROBLEMS, {}).get("tasks", {}).get(task, {}).get("accuracy") for figures in found.values()]} for task in tasks]
+    points = [
+        {"stage": stage, "task": task, "accuracy": figures["tasks"][task]["accuracy"]}
+        for stage, figures in asked.items()
+        for task in tasks
+        if task in figures["tasks"]
+    ]
+    rows = [
+        {"task": task, "values": [figures.get(PROBLEMS, {}).get("tasks", {}).get(task, {}).get("accuracy") for figures in found.values()]} for task in tasks
+    ]
     rows.append({"task": "all", "values": [figures.get(PROBLEMS, {}).get("accuracy") for figures in found.values()]})
     text = [
         {"task": label, "values": [figures.get(TEXT, {}).get(key) for figures in found.values()]}
@@ -65,7 +72,8 @@ def accuracy(folder: Path) -> dict[str, Any] | None:
         if any(TEXT in figures for figures in found.values())
     ]
     last = list(asked.values())[-1]
-    note = f"{last['count']:,} held-out problems, greedy decoding, one answer each. Standard error of the last column's total: {100 * last['standard_error']:.1f} points."
+    error = 100 * last["standard_error"]
+    note = f"{last['count']:,} held-out problems, greedy decoding, one answer each. Standard error of the last column's total: {error:.1f} points."
     return {"note": note, "chart": charts.accuracy_by_stage(points, list(asked)), "stages": list(found), "rows": rows, "text": text}
 
 
@@ -101,5 +109,7 @@ def headline(folder: Path) -> list[tuple[str, str]]:
         figures.append((f"{losses[0][1]:.2f} → {low:.2f}", "held-out text loss (nats a token), before and after pretraining"))
     shares = [(stage, entry[PROBLEMS]["accuracy"]) for stage, entry in found.items() if PROBLEMS in entry and stage in ("pretrain", "sft", "rl")]
     if shares:
-        figures.append((" → ".join(f"{100 * value:.0f}" for _, value in shares) + " %", "held-out problems right after " + ", ".join(stage for stage, _ in shares)))
+        figures.append(
+            (" → ".join(f"{100 * value:.0f}" for _, value in shares) + " %", "held-out problems right after " + ", ".join(stage for stage, _ in shares))
+        )
     return figures

@@ -51,7 +51,15 @@ def _nodes(folder: Path) -> list[Node]:
         if (folder / name / "manifest.json").is_file():
             shards = ShardSet.open(str(folder / name))
             sources = {*shards.sources, "tokenizer"}
-            nodes.append(Node(name, "shards", f"{sum(shards.tokens.values()):,} tokens", shards.manifest["dataset_digest"], tuple(parent for parent in parents if parent in sources)))
+            nodes.append(
+                Node(
+                    name,
+                    "shards",
+                    f"{sum(shards.tokens.values()):,} tokens",
+                    shards.manifest["dataset_digest"],
+                    tuple(parent for parent in parents if parent in sources),
+                )
+            )
     for name, parents in RUNS.items():
         done = _json(folder / name / "done.json")
         if done:

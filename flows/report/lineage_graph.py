@@ -52,9 +52,8 @@ def draw(nodes: Sequence[Node]) -> Markup:
             place[node.name] = (left + index * (BOX_WIDTH + GAP_X), MARGIN + level * (BOX_HEIGHT + GAP_Y))
     edges = [_edge(place[parent], place[node.name], layer[node.name] - layer[parent]) for node in nodes for parent in node.parents if parent in place]
     boxes = [_box(node, *place[node.name]) for node in nodes]
-    return Markup(
-        f'<svg class="lineage" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" aria-label="lineage graph">{"".join(edges)}{"".join(boxes)}</svg>'
-    )
+    frame = f'class="lineage" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" aria-label="lineage graph"'
+    return Markup(f"<svg {frame}>{''.join(edges)}{''.join(boxes)}</svg>")
 
 
 def _edge(start: tuple[float, float], end: tuple[float, float], span: int) -> str:
@@ -67,5 +66,7 @@ def _edge(start: tuple[float, float], end: tuple[float, float], span: int) -> st
 
 def _box(node: Node, x: float, y: float) -> str:
     lines = [("name", node.name), ("figure", node.figure), ("digest", node.digest[:12])]
-    texts = "".join(f'<text class="{kind}" x="{x + 12:.1f}" y="{y + 19 + 16 * index:.1f}">{escape(text)}</text>' for index, (kind, text) in enumerate(lines) if text)
+    texts = "".join(
+        f'<text class="{kind}" x="{x + 12:.1f}" y="{y + 19 + 16 * index:.1f}">{escape(text)}</text>' for index, (kind, text) in enumerate(lines) if text
+    )
     return f'<g class="{escape(node.kind)}"><rect x="{x:.1f}" y="{y:.1f}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="6"/>{texts}</g>'

@@ -20,7 +20,7 @@ def page(seed: int) -> str:
     """An English-looking page that the Gopher quality rules keep."""
     rng = random.Random(seed)
     topics = rng.sample(RARE, 6)
-    sentence = lambda: " ".join(rng.choice(COMMON if rng.random() < 0.7 else topics) for _ in range(rng.randint(9, 18))).capitalize() + "."  # noqa: E731
+    sentence = lambda: " ".join(rng.choice(COMMON if rng.random() < 0.7 else topics) for _ in range(rng.randint(9, 18))).capitalize() + "."
     paragraphs = "".join(f"<p>{' '.join(sentence() for _ in range(rng.randint(4, 7)))}</p>" for _ in range(rng.randint(4, 7)))
     return f"<html><head><title>About the {topics[0]}, {seed}</title></head><body><article><h1>The {topics[0]}</h1>{paragraphs}</article></body></html>"
 

@@ -47,7 +47,12 @@ def test_help_answers_at_once_and_without_torch(gristmill, environment):
     import subprocess
     import sys
 
-    heavy = subprocess.run([sys.executable, "-c", "import sys, flows.cli; print({'torch', 'dask', 'prefect', 'polars'} & set(sys.modules))"], env=environment, capture_output=True, text=True)
+    heavy = subprocess.run(
+        [sys.executable, "-c", "import sys, flows.cli; print({'torch', 'dask', 'prefect', 'polars'} & set(sys.modules))"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert heavy.stdout.strip() == "set()"
 
 

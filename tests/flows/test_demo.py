@@ -38,9 +38,26 @@ def test_the_whole_job(clean):
     assert set(told["accuracy"]["all"]) == {"untrained", "pretrain", "sft", "continued", "rl"}
     assert told["generation"]["written"] > 0
     assert told["generation"]["written"] >= told["generation"]["verified"] >= told["generation"]["accepted"] >= 0
-    assert set(told["seconds"]) >= {"crawl", "curate", "dedup", "holdout", "problems", "tokenizer", "mixture 1", "pretrain", "sft", "generate", "mixture 2", "continued", "rl"}
+    assert set(told["seconds"]) >= {
+        "crawl",
+        "curate",
+        "dedup",
+        "holdout",
+        "problems",
+        "tokenizer",
+        "mixture 1",
+        "pretrain",
+        "sft",
+        "generate",
+        "mixture 2",
+        "continued",
+        "rl",
+    }
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert all(f'id="{name}"' in page for name in ("funnel", "languages", "duplicates", "mixture", "training", "accuracy", "generation", "samples", "timings", "lineage"))
+    assert all(
+        f'id="{name}"' in page
+        for name in ("funnel", "languages", "duplicates", "mixture", "training", "accuracy", "generation", "samples", "timings", "lineage")
+    )
     assert "<script" not in page
 
 
@@ -82,7 +99,9 @@ def test_killed_in_six_stages_it_ends_in_the_same_bytes(clean, pages, environmen
         assert process.poll() is None, f"ended before it could be killed in {name}: {process.returncode} {log.seek(0)} {log.read()}"
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    before = {path: path.stat().st_mtime_ns for place in ("curated", "deduped", "text", "shards-1", "pretrain") for path in (out / place).rglob("*") if path.is_file()}
+    before = {
+        path: path.stat().st_mtime_ns for place in ("curated", "deduped", "text", "shards-1", "pretrain") for path in (out / place).rglob("*") if path.is_file()
+    }
     subprocess.run(line(pages, out, "--quiet"), env=environment, check=True, timeout=DEADLINE)  # the last sitting is Prefect's
     assert before and all(path.stat().st_mtime_ns == then for path, then in before.items()), "a finished part was redone"
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))

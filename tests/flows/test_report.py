@@ -50,7 +50,11 @@ def parse(html):
 @pytest.fixture(scope="module")
 def everything():
     """Facts for every section of the page, with hostile strings wherever a page or a model has a say."""
-    points = [{"step": step, "series": name, "value": 9 - step / 100 + shift} for name, shift in (("training", 0), ("held-out text", 0.4)) for step in range(0, 600, 7)]
+    points = [
+        {"step": step, "series": name, "value": 9 - step / 100 + shift}
+        for name, shift in (("training", 0), ("held-out text", 0.4))
+        for step in range(0, 600, 7)
+    ]
     stages, tasks = ["untrained", "pretrain", "sft", "continued", "rl"], ["addition", "comparison", "counting"]
     rows = [{"stage": stage, "task": task, "accuracy": 0.2 * at} for at, stage in enumerate(stages) for task in tasks]
     node = lineage_graph.Node
@@ -65,7 +69,12 @@ def everything():
                 "rows_in": 1013,
                 "kept": 162,
                 "reasons": [
-                    {"reason": "gopher_quality.words", "count": 500, "share": 0.5, "example": {"title": HOSTILE, "url": "javascript:alert(1)//" + "a" * 200, "detail": "words 3", "text": HOSTILE}},
+                    {
+                        "reason": "gopher_quality.words",
+                        "count": 500,
+                        "share": 0.5,
+                        "example": {"title": HOSTILE, "url": "javascript:alert(1)//" + "a" * 200, "detail": "words 3", "text": HOSTILE},
+                    },
                     {"reason": "extract.no_text", "count": 351, "share": 0.3, "example": None},
                 ],
             },
@@ -95,7 +104,10 @@ def everything():
             "rows": [{"task": task, "values": [None, 0.0, 0.5, 0.6, 0.7]} for task in tasks],
             "text": [{"task": "nats a token", "values": [7.6, 4.1, 4.3, 4.0, 4.0]}],
         },
-        "leaks": {"note": "13-grams", "rows": [{"heldout": "text", "size": 7, "against": "training text", "documents": 148, "overlapping": 0, "action": "dropped"}]},
+        "leaks": {
+            "note": "13-grams",
+            "rows": [{"heldout": "text", "size": 7, "against": "training text", "documents": 148, "overlapping": 0, "action": "dropped"}],
+        },
         "generation": {
             "written": 600,
             "verified": 240,
@@ -115,7 +127,13 @@ def everything():
             }
         ],
         "timings": {"note": "Wall time.", "longest": 300.0, "rows": [{"step": "pretrain", "seconds": 300.0, "peak_bytes": 2.1e9, "sittings": 1}]},
-        "lineage": lineage_graph.draw([node("crawl", "data", "4 files", ""), node("curated", "data", "162 <b>", "a" * 64, ("crawl",)), node("pretrain", "model", "195 steps", "b" * 64, ("curated",))]),
+        "lineage": lineage_graph.draw(
+            [
+                node("crawl", "data", "4 files", ""),
+                node("curated", "data", "162 <b>", "a" * 64, ("crawl",)),
+                node("pretrain", "model", "195 steps", "b" * 64, ("curated",)),
+            ]
+        ),
         "reproduce": {"command": "gristmill demo --out runs/again --seed 0 --crawl '" + HOSTILE + "'", "facts": [("seed", 0), ("digest of text", "c" * 64)]},
     }
 
@@ -168,9 +186,14 @@ def half_a_run(pages, tmp_path_factory):
     assert run(["dedup", str(folder / "curated"), "--out", str(folder / "deduped"), "--workers", "0", "--quiet"]) == 0
     (folder / "run.json").write_text(json.dumps({"job": "demo", "crawl": HOSTILE, "seed": 3, "version": "0.1.0"}))
     (folder / "pretrain").mkdir()
-    rows = [{"step": step, "loss": 8.0 - step, "tokens": 64 * step, "tokens_per_second": 100.0, **({"validation": {"text": 9.0 - step}} if step == 3 else {})} for step in range(4)]
+    rows = [
+        {"step": step, "loss": 8.0 - step, "tokens": 64 * step, "tokens_per_second": 100.0, **({"validation": {"text": 9.0 - step}} if step == 3 else {})}
+        for step in range(4)
+    ]
     (folder / "pretrain" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo')
-    (folder / "timings.jsonl").write_text('{"step": "curate", "begun": true}\n{"step": "curate", "finished": true, "seconds": 2.5, "peak_bytes": 1000000, "figures": {}}\n')
+    (folder / "timings.jsonl").write_text(
+        '{"step": "curate", "begun": true}\n{"step": "curate", "finished": true, "seconds": 2.5, "peak_bytes": 1000000, "figures": {}}\n'
+    )
     return folder
 
 
@@ -206,10 +229,22 @@ def test_it_renders_in_a_browser_without_errors(everything, tmp_path, width):
     if chromium() is None:
         pytest.skip("no Chromium binary on this machine")
     page = write_report(everything, tmp_path / "report.html")
-    quiet = ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    quiet = [
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-quic",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+    ]
     line = [chromium(), "--headless", "--no-sandbox", "--disable-gpu", *quiet, f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--v=0"]
     shot = tmp_path / "shot.png"
-    done = subprocess.run([*line, f"--window-size={width},4000", "--hide-scrollbars", f"--screenshot={shot}", "--virtual-time-budget=2000", page.as_uri()], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [*line, f"--window-size={width},4000", "--hide-scrollbars", f"--screenshot={shot}", "--virtual-time-budget=2000", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert shot.stat().st_size > 50_000
     assert "CONSOLE" not in done.stderr, [entry for entry in done.stderr.splitlines() if "CONSOLE" in entry]
     dumped = subprocess.run([*line, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)

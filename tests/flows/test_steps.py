@@ -89,7 +89,9 @@ def test_held_out_is_a_hash_of_the_id_and_never_nothing(tmp_path, pages):
     curated = str(tmp_path / "curated")
     assert run(["curate", str(pages), "--out", curated, "--workers", "0", "--quiet", "families=[language, gopher_quality]"]) == 0
     for fraction in (0.3, 1e-9):
-        sides = [run_stage(HOLDOUT, [curated], HoldoutRecipe(side=side, fraction=fraction), str(tmp_path / f"{side}-{fraction}")) for side in ("train", "heldout")]
+        sides = [
+            run_stage(HOLDOUT, [curated], HoldoutRecipe(side=side, fraction=fraction), str(tmp_path / f"{side}-{fraction}")) for side in ("train", "heldout")
+        ]
         ids = [set(side.scan(["id"]).collect()["id"]) for side in sides]
         assert not ids[0] & ids[1] and ids[0] | ids[1] == set(Dataset.open(curated).scan(["id"]).collect()["id"])
         assert all(side.rows + side.rejected_rows == side.rows_in for side in sides)
