@@ -44,6 +44,7 @@ class Trainer:
     lm         the model (model.lm.HybridLM), its products already under `policy`
     optimizer  torch optimizer whose learning rates are scaled by `schedule(step) -> factor in [0, 1]`
     steps      the run's length
+    balance    move the routers' biases towards even load after every update
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Trainer:
         *,
         recipe: TrainingRecipe,
         steps: int,
+        balance: bool = True,
         progress: Progress,
         stage: str,
     ) -> None:
@@ -64,6 +66,7 @@ class Trainer:
         self.folder, self.lm, self.policy, self.optimizer, self.schedule = folder, lm, policy, optimizer, schedule
         for layer in lm.moe_layers():
             layer.aux_loss_coefficient = recipe.balance_coefficient
+        self.balance = balance
         self.steps, self.gradient_clip = steps, recipe.optimizer.gradient_clip
         self.checkpoint_every, self.keep = recipe.checkpoint_every, recipe.keep_checkpoints
         self.progress, self.stage = progress, stage
@@ -99,7 +102,7 @@ class Trainer:
         self.optimizer.step()
         row = {"loss": total, "grad_norm": norm, "lr": self.peaks[0] * factor}
         worked = [(layer, load_E) for layer, load_E in zip(layers, loads, strict=True) if load_E is not None]
-        for layer, load_E in worked:
+        for layer, load_E in worked if self.balance else ():
             layer.update_bias(load_E)
         if worked:
             row["max_violation"] = max(float(load_E.max() / load_E.float().mean()) - 1.0 for _, load_E in worked)

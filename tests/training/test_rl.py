@@ -137,12 +137,15 @@ def test_reward_rises_on_a_trivial_world(micro, tmp_path, monkeypatch):
     assert rewards[0] < 0.1 and sum(rewards[-2:]) / 2 > rewards[0] + 0.3, rewards
 
 
-def test_routers_stay_frozen(micro, tmp_path, monkeypatch):
+@pytest.mark.parametrize("balance", [False, True])
+def test_routers_stay_frozen_and_biases_move_only_when_asked(micro, tmp_path, monkeypatch, balance):
     monkeypatch.setattr(VerifiableTask, "verdict", _longer_is_better)
-    result = rl(recipe(micro, steps=1), str(tmp_path / "run"))
+    result = rl(recipe(micro, steps=1, balance_experts=balance), str(tmp_path / "run"))
     before, after = load_model(micro["model"])[0].state_dict(), load_model(result.model_path)[0].state_dict()
     routers = [name for name in before if name.endswith("gate.weight")]
     assert routers and all(torch.equal(before[name], after[name]) for name in routers)
+    biases = [name for name in before if name.endswith("e_score_correction_bias") and name.startswith("layers")]
+    assert biases and any(not torch.equal(before[name], after[name]) for name in biases) is balance
     assert not all(torch.equal(before[name], after[name]) for name in before)
 
 

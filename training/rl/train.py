@@ -61,6 +61,7 @@ class RlRecipe(TrainingRecipe):
     importance_cap: PositiveFloat = 5.0
     mismatch_limit: PositiveFloat = Field(2.0, description="sequences whose token probability error exceeds this get no gradient")
     freeze_router: bool = True
+    balance_experts: bool = Field(False, description="move expert biases on the tasks' own load (Nemotron: yes, over thousands of steps)")
     precision: Literal["nvfp4", "bf16", "fp32"] = "bf16"  # default W4A4 GRPO has a known convergence issue upstream
     optimizer: OptimizerSpec = OptimizerSpec(lr=3e-4, weight_decay=0.0)
     schedule: ScheduleSpec = ScheduleSpec(warmup=0.05, decay=0.0)
@@ -100,7 +101,7 @@ def rl(recipe: RlRecipe, out: str, progress: Progress = silent) -> TrainResult:
         return figures(rollouts) | improve(recipe, trainer, rollouts)
 
     trainer = Trainer(
-        folder, lm, policy, make_optimizer(recipe, lm), make_schedule(recipe, recipe.steps), recipe=recipe, steps=recipe.steps, progress=progress, stage="rl"
+        folder, lm, policy, make_optimizer(recipe, lm), make_schedule(recipe, recipe.steps), recipe=recipe, steps=recipe.steps, balance=recipe.balance_experts, progress=progress, stage="rl"
     )
     return trainer.run(step, lambda: save_model_folder(lm, tokenizer, folder.model))
 
