@@ -61,7 +61,7 @@ class RlRecipe(TrainingRecipe):
     importance_cap: PositiveFloat = 5.0
     mismatch_limit: PositiveFloat = Field(2.0, description="sequences whose token probability error exceeds this get no gradient")
     freeze_router: bool = True
-    balance_experts: bool = Field(False, description="move expert biases on the tasks' own load (Nemotron: yes, over thousands of steps)")
+    balance_experts: bool = Field(True, description="move expert biases after each update, as Nemotron 3 does")
     precision: Literal["nvfp4", "bf16", "fp32"] = "bf16"  # default W4A4 GRPO has a known convergence issue upstream
     optimizer: OptimizerSpec = OptimizerSpec(lr=3e-4, weight_decay=0.0)
     schedule: ScheduleSpec = ScheduleSpec(warmup=0.05, decay=0.0)
