@@ -12,6 +12,7 @@ import polars as pl
 import yaml
 
 from pipelines.dataset import Dataset
+from pipelines.distinct import distinct_lines
 from pipelines.errors import UserError
 from pipelines.lineage import upstream
 from pipelines.mixture import MixturePlan
@@ -50,6 +51,9 @@ def dataset_card(dataset: Dataset) -> str:
     for title, counts in (("Languages", languages), ("Licences", licences), ("Hosts", hosts)):
         if counts:
             body += [f"## {title}", _table((title.lower(), "documents"), counts[:TOP]), *_rest(counts)]
+    if "text" in _names(dataset):
+        lines = distinct_lines(dataset)
+        body += ["## Repetition", f"{lines.total:,} lines, about {lines.distinct:,} of them different (HyperLogLog, standard error 0.8 %)."]
     body += ["## Known limits", _limits(licences, synthetic="generator" in _names(dataset), text="language" in _names(dataset))]
     body += [f"Digest `{dataset.digest}`, Gristmill {dataset.meta['code_version']}."]
     return _header(dataset.name, dataset.rows, languages, licences, synthetic="generator" in _names(dataset)) + "\n\n".join(body) + "\n"

@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from filters import datatrove_filters
 from filters.families import FAMILIES
 from filters.language import detect
 from filters.pii import mask_pii
@@ -46,6 +47,18 @@ class Threshold(Recipe):
     max: float | None = None
 
 
+class DatatroveStep(Recipe):
+    """One of datatrove's own filters, by class name and arguments."""
+
+    filter: str
+    params: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _loads(self) -> "DatatroveStep":
+        datatrove_filters.load(self.filter, self.params)
+        return self
+
+
 class CurateRecipe(Recipe):
     """What is kept of a crawl. The defaults are the families' published thresholds."""
 
@@ -53,6 +66,7 @@ class CurateRecipe(Recipe):
         ("language", "gopher_repetition", "gopher_quality", "c4", "fineweb"), description="rule families, in the order in which they are applied"
     )
     thresholds: dict[str, Threshold] = Field({}, description='bounds that replace published ones, by "family.rule" or "family"')
+    datatrove: tuple[DatatroveStep, ...] = Field((), description="datatrove filters applied after the families, in order: {filter: CLASS, params: {...}}")
     languages: tuple[str, ...] = Field((), description="lid.176 codes to keep; empty keeps every language")
     mask: tuple[Literal["emails", "ips", "phones"], ...] = Field(("emails", "ips"), description="personal data replaced by stand-ins, as FineWeb does")
     block_domains: tuple[str, ...] = Field((), description="domains whose pages, and whose subdomains' pages, are refused")
@@ -181,6 +195,10 @@ def judge(rows: list[dict[str, Any]], recipe: CurateRecipe) -> tuple[pa.Table, p
             row.update(reason="language.unwanted", detail=f"{languages[index]}, wanted {' '.join(recipe.languages)}")
         elif not keep[index]:
             row.update(reason=reasons[index], detail=details[index])
+    for step in recipe.datatrove:
+        staying = [row for row in alive if not row["reason"]]
+        for row, (reason, detail) in zip(staying, datatrove_filters.judge(datatrove_filters.load(step.filter, step.params), staying), strict=True):
+            row.update(reason=reason, detail=detail)
     return _table([row for row in rows if not row["reason"]], KEPT_SCHEMA), _table([row for row in rows if row["reason"]], REJECTED_SCHEMA)
 
 

@@ -157,3 +157,12 @@ def test_two_processes_give_the_same_bytes(crawl, tmp_path):
     with open_cluster(2) as cluster:
         spread = curate([crawl], recipe, str(tmp_path / "spread"), cluster=cluster)
     assert serial.digest == spread.digest
+
+
+def test_datatroves_filters_are_steps_of_a_recipe(tmp_path):
+    crawl = _write(tmp_path / "c.warc.gz", PAGES)
+    recipe = load_recipe(CurateRecipe, {**RECIPE.model_dump(), "datatrove": [{"filter": "RegexFilter", "params": {"regex_exp": "Bürgermeister"}}]})
+    plain, dataset = curate([crawl], RECIPE, str(tmp_path / "plain")), curate([crawl], recipe, str(tmp_path / "out"))
+    assert dataset.reasons == {**plain.reasons, "datatrove.RegexFilter": 1} and dataset.rows == plain.rows - 1
+    with pytest.raises(UserError, match="datatrove has no filter Regex;"):
+        load_recipe(CurateRecipe, {"datatrove": [{"filter": "Regex"}]})
