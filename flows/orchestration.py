@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -25,13 +26,14 @@ from typing import TextIO
 from pipelines.errors import UserError
 
 STARTUP_SECONDS = 120.0  # a cold start takes 5-20 s on two busy cores; ten times that is a machine that cannot
+RESTARTS = 3
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 # Offline and quiet: no telemetry, no UI, no log shipping; a step is minutes of work, so API calls may take their time.
 SETTINGS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_LOGGING_LEVEL": "ERROR",
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",  # errors come back to us as exceptions; told twice, they are no single line
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
     "PREFECT_API_REQUEST_TIMEOUT": "120",
     "PREFECT_CLI_PROMPT": "false",
@@ -79,35 +81,70 @@ def prefect_api(tell=lambda line: None) -> Iterator[bool]:
             raise UserError(f"no Prefect server answers at PREFECT_API_URL={url}; start one (`prefect server start`) or unset it")
         yield True
         return
-    server = _start_server()
+    server = _Server(tell)
     os.environ["PREFECT_API_URL"] = server.url
     try:
         import prefect  # noqa: F401  the import takes seconds; it goes on while the server starts
 
-        yield server.wait(STARTUP_SECONDS, tell)
+        yield server.wait(STARTUP_SECONDS)
     finally:
         server.stop()
         del os.environ["PREFECT_API_URL"]
 
 
 class _Server:
-    def __init__(self, process: subprocess.Popen, url: str, log: Path):
-        self.process, self.url, self.log, self.reached = process, url, log, False
+    """The embedded server's process. If it dies while the flow runs (out of memory, say) it is started again on the same
+    port and database, because Prefect's client would otherwise try to reach it for many minutes."""
 
-    def wait(self, seconds: float, tell) -> bool:
+    def __init__(self, tell) -> None:
+        home = Path(os.environ["PREFECT_HOME"])
+        home.mkdir(parents=True, exist_ok=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/api"
+        self.log = Path(tempfile.gettempdir()) / f"gristmill-prefect-{os.getpid()}.log"
+        self.tell, self.reached, self.stopping = tell, False, threading.Event()
+        self.process = self._launch()
+
+    def _launch(self) -> subprocess.Popen:
+        with self.log.open("ab") as sink:
+            return subprocess.Popen(
+                [sys.executable, "-m", "flows.orchestration", str(self.port), str(os.getpid())],
+                env={**os.environ, **EMBEDDED_SETTINGS},
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                start_new_session=True,  # Ctrl-C is for the run alone, which still has things to tell this server
+            )
+
+    def wait(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                tell(f"the embedded Prefect server stopped with code {self.process.returncode} (log: {self.log}); going on without Prefect")
+                self.tell(f"the embedded Prefect server stopped with code {self.process.returncode} (log: {self.log}); going on without Prefect")
                 return False
             if _healthy(self.url, seconds=2):
                 self.reached = True
+                threading.Thread(target=self._keep_alive, name="prefect-server", daemon=True).start()
                 return True
             time.sleep(0.1)
-        tell(f"the embedded Prefect server did not start in {seconds:.0f} s (log: {self.log}); going on without Prefect")
+        self.tell(f"the embedded Prefect server did not start in {seconds:.0f} s (log: {self.log}); going on without Prefect")
         return False
 
+    def _keep_alive(self) -> None:
+        restarts = 0
+        while not self.stopping.wait(0.5):
+            if self.process.poll() is None:
+                continue
+            if restarts == RESTARTS:
+                print(f"gristmill: the embedded Prefect server keeps dying (log: {self.log}); the same command with --no-prefect goes on", file=sys.stderr)
+                os._exit(1)  # the main thread waits inside Prefect for a server that will not come back; finished parts are on disk
+            restarts += 1
+            self.process = self._launch()
+
     def stop(self) -> None:
+        self.stopping.set()
         self.process.terminate()
         try:
             self.process.wait(timeout=10)
@@ -116,25 +153,6 @@ class _Server:
             self.process.wait()
         if self.reached:
             self.log.unlink(missing_ok=True)
-
-
-def _start_server() -> _Server:
-    home = Path(os.environ["PREFECT_HOME"])
-    home.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = Path(tempfile.gettempdir()) / f"gristmill-prefect-{os.getpid()}.log"
-    environment = {**os.environ, **EMBEDDED_SETTINGS}
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "flows.orchestration", str(port), str(os.getpid())],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=sink,
-        )
-    return _Server(process, f"http://127.0.0.1:{port}/api", log)
 
 
 def _healthy(api_url: str, seconds: float) -> bool:
@@ -151,7 +169,6 @@ def _serve(port: int, parent: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the parent died before the signal was armed
         return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which then stops this server in order
     lock = _own_database()
     import uvicorn
 

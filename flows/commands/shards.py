@@ -166,8 +166,8 @@ def export(
     from pipelines.export import export as run
 
     with progress_on_screen(quiet) as progress:
-        files = run(shards, to, out, progress=progress)
-    summary("exported", {"format": to, "out": out, "files": len(files)}, quiet=quiet, as_json=json)
+        folders = run(shards, to, out, progress=progress)
+    summary("exported", {"format": to, "folders": ", ".join(map(str, folders))}, quiet=quiet, as_json=json)
 
 
 def add_to(app: typer.Typer) -> None:
