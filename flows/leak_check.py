@@ -53,12 +53,13 @@ def _generated(run: Run, asked: set[str]) -> dict[str, Any]:
 
 
 def _rollouts(run: Run, asked: set[str]) -> dict[str, Any]:
-    """RL draws its questions as it goes, environments in turn; which ones is a function of the recipe."""
-    from generators.tasks import TASKS
+    """RL draws its questions as it goes, environments in turn; which ones is a function of the recipe and the held-out set."""
+    from training.environments.verifiable import VerifiableTask
 
     recipe = run.recipe.rl
-    tasks = [TASKS[environment.task].with_params(environment.params) for environment in recipe.environments]
+    places = [VerifiableTask(entry.task, params=entry.params, exclude=frozenset(asked)) for entry in recipe.environments]
     steps = json.loads(run.path("rl", "done.json").read_text(encoding="utf-8"))["steps"]
-    drawn = [tasks[index % len(tasks)].problem(recipe.seed, index).id for index in range(steps * recipe.prompts)]
-    hits = sum(name in asked for name in drawn)
-    return _row("problems", len(asked), "RL prompts", len(drawn), hits, "counted: their answers are not shown, only rewarded", hits)
+    turns = [(places[index % len(places)], index) for index in range(steps * recipe.prompts)]
+    first = sum(place.task.problem(recipe.seed, index).id in asked for place, index in turns)
+    remaining = sum(place.reset(recipe.seed, index)[0].problem.id in asked for place, index in turns)
+    return _row("problems", len(asked), "RL prompts", len(turns), first, "drawn again", remaining)

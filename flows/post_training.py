@@ -53,7 +53,13 @@ def _sft(run: Run) -> dict[str, Any]:
 def _rl(run: Run) -> dict[str, Any]:
     from training.rl.train import rl
 
-    return trained(rl(run.recipe.rl.model_copy(update={"init_from": run.uri("sft", "model"), "seed": run.recipe.seed}), run.uri("rl"), run.progress))
+    return trained(
+        rl(
+            run.recipe.rl.model_copy(update={"init_from": run.uri("sft", "model"), "exclude_ids_from": run.uri("heldout/problems"), "seed": run.recipe.seed}),
+            run.uri("rl"),
+            run.progress,
+        )
+    )
 
 
 def _measure(stage: str):

@@ -130,7 +130,13 @@ def rl(run: Run) -> dict[str, Any]:
     """GRPO on verifiable tasks, from the continued model."""
     from training.rl.train import rl as work
 
-    return trained(work(run.recipe.rl.model_copy(update={"init_from": run.uri("continued", "model")}), run.uri("rl"), run.progress))
+    return trained(
+        work(
+            run.recipe.rl.model_copy(update={"init_from": run.uri("continued", "model"), "exclude_ids_from": run.uri("heldout/problems")}),
+            run.uri("rl"),
+            run.progress,
+        )
+    )
 
 
 def evaluation(stage: str, problems: bool = True) -> Step:

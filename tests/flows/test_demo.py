@@ -36,6 +36,7 @@ def test_the_whole_job(clean):
     loss = told["held_out_text"]["held-out text, nats a token"]
     assert loss["pretrain"] < loss["untrained"]
     assert set(told["accuracy"]["all"]) == {"untrained", "pretrain", "sft", "continued", "rl"}
+    assert told["leaks_remaining"] == 0
     assert told["generation"]["written"] > 0
     assert told["generation"]["written"] >= told["generation"]["verified"] >= told["generation"]["accepted"] >= 0
     assert set(told["seconds"]) >= {

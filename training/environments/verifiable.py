@@ -17,6 +17,7 @@ from training.environments.environment import Outcome
 __all__ = ["VerifiableTask", "well_formed"]
 
 THINK_END = "</think>"
+REDRAWS, STRIDE = 64, 1 << 40  # redraws lie where no other episode's index is
 
 
 def well_formed(response: str) -> bool:
@@ -35,18 +36,24 @@ class Episode:
 class VerifiableTask:
     """Single-turn environment over generators.tasks.TASKS[name]."""
 
-    def __init__(self, name: str, *, params: Mapping[str, Any] | None = None, format_reward: float = 0.1) -> None:
+    def __init__(
+        self, name: str, *, params: Mapping[str, Any] | None = None, format_reward: float = 0.1, exclude: frozenset[str] = frozenset()
+    ) -> None:
+        """exclude: ids of held-out problems, which no episode may ask."""
         if name not in TASKS:
             raise UserError(f"unknown task {name!r}; there are {', '.join(sorted(TASKS))}")
-        self.name, self.format_reward = name, format_reward
+        self.name, self.format_reward, self.exclude = name, format_reward, exclude
         try:
             self.task = TASKS[name].with_params(params) if params else TASKS[name]
         except ValueError as error:
             raise UserError(str(error)) from None
 
     def reset(self, seed: int, index: int) -> tuple[Episode, list[dict[str, Any]]]:
-        problem = self.task.problem(seed, index)
-        return Episode(problem), problem.prompt_messages()
+        for redraw in range(REDRAWS):  # still a function of (seed, index) alone
+            problem = self.task.problem(seed, index + redraw * STRIDE)
+            if problem.id not in self.exclude:
+                return Episode(problem), problem.prompt_messages()
+        raise UserError(f"task {self.name}: {REDRAWS} draws in a row were held-out problems; hold out fewer, or make the task larger")
 
     def step(self, state: Episode, response: str, *, truncated: bool = False) -> tuple[Episode, None]:
         assert state.response is None, "a single-turn episode takes one response"

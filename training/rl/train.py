@@ -20,6 +20,7 @@ from torch import Tensor
 
 from model import chat
 from model.engine import Engine
+from pipelines.dataset import Dataset
 from pipelines.errors import UserError
 from pipelines.progress import Progress, silent
 from pipelines.recipe import Recipe
@@ -48,6 +49,7 @@ class RlRecipe(TrainingRecipe):
 
     init_from: str = Field("", description="model folder to start from")
     environments: list[EnvironmentSpec] = []
+    exclude_ids_from: str | None = Field(None, description="dataset of held-out problems, none of which may be asked")
     steps: PositiveInt = 20
     prompts: PositiveInt = Field(16, description="prompts a step")
     group: int = Field(8, ge=2, description="responses a prompt")
@@ -77,11 +79,13 @@ def rl(recipe: RlRecipe, out: str, progress: Progress = silent) -> TrainResult:
     """
     if not recipe.init_from or not recipe.environments:
         raise UserError("rl needs init_from (a model folder) and environments (at least one)")
-    environments = [VerifiableTask(e.task, params=e.params, format_reward=e.format_reward) for e in recipe.environments]
+    held_out = Dataset.open(recipe.exclude_ids_from) if recipe.exclude_ids_from else None
+    exclude = frozenset(held_out.scan(["id"]).collect()["id"].to_list()) if held_out else frozenset()
+    environments = [VerifiableTask(e.task, params=e.params, format_reward=e.format_reward, exclude=exclude) for e in recipe.environments]
     identity = {
         "kind": "rl",
-        "recipe": recipe.model_dump(mode="json", exclude={"init_from", "checkpoint_every", "keep_checkpoints"}),
-        "inputs": {"model": model_digest(recipe.init_from)},
+        "recipe": recipe.model_dump(mode="json", exclude={"init_from", "exclude_ids_from", "checkpoint_every", "keep_checkpoints"}),
+        "inputs": {"model": model_digest(recipe.init_from), "held_out": held_out.digest if held_out else None},
     }
     folder = RunFolder(out, identity)
     if result := folder.finished():
