@@ -81,7 +81,9 @@ def rl(recipe: RlRecipe, out: str, progress: Progress = silent) -> TrainResult:
         raise UserError("rl needs init_from (a model folder) and environments (at least one)")
     held_out = Dataset.open(recipe.exclude_ids_from) if recipe.exclude_ids_from else None
     exclude = frozenset(held_out.scan(["id"]).collect()["id"].to_list()) if held_out else frozenset()
-    environments = [VerifiableTask(e.task, params=e.params, format_reward=e.format_reward, exclude=exclude) for e in recipe.environments]
+    environments = [
+        VerifiableTask(entry.task, params=entry.params, format_reward=entry.format_reward, exclude=exclude) for entry in recipe.environments
+    ]
     identity = {
         "kind": "rl",
         "recipe": recipe.model_dump(mode="json", exclude={"init_from", "exclude_ids_from", "checkpoint_every", "keep_checkpoints"}),
