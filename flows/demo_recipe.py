@@ -27,6 +27,7 @@ class HeldOut(Recipe):
     problems_per_task: int = Field(40, gt=0, description="candidates drawn per task; repeated questions leave")
     text_tokens: int = Field(40_000, gt=0, description="held-out tokens scored after each stage")
     max_tokens: int = Field(128, gt=0, description="of an answer")
+    draws: int = Field(4, ge=0, description="answers sampled a problem at temperature 1, beside the greedy one")
 
 
 class Problems(Recipe):

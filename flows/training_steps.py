@@ -148,11 +148,11 @@ def evaluation(stage: str, problems: bool = True) -> Step:
         held, seq = run.recipe.heldout, run.recipe.mixture.sequence_length
         suites: list[Any] = [TextSuite(name="text", documents=run.uri("heldout/text"), sequence_length=seq, max_tokens=held.text_tokens)]
         if problems:
-            suites.append(ProblemSuite(name="problems", problems=run.uri("heldout/problems"), max_tokens=held.max_tokens, samples=4))
+            suites.append(ProblemSuite(name="problems", problems=run.uri("heldout/problems"), max_tokens=held.max_tokens, samples=4, draws=held.draws))
         figures = evaluate(run.uri(stage, "model"), suites, progress=run.progress)
         write_json(run.path("eval", f"{stage}.json"), figures)
         shown = {"held-out nats a token": round(figures["text"]["nats_per_token"], 4)}
-        return shown | ({"accuracy": round(figures["problems"]["accuracy"], 4)} if problems else {})
+        return shown | ({key: round(figures["problems"][key], 4) for key in ("accuracy", "sampled_accuracy") if key in figures["problems"]} if problems else {})
 
     return file_step(f"evaluate {stage}", measure, "eval", f"{stage}.json")
 

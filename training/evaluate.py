@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from statistics import fmean
+from statistics import fmean, pstdev
 from typing import Any, Literal
 
 import numpy as np
@@ -45,6 +45,7 @@ class ProblemSuite(Recipe):
     per_task: PositiveInt = 50
     max_tokens: PositiveInt = 128
     samples: int = Field(2, ge=0, description="transcripts kept per task")
+    draws: int = Field(0, ge=0, description="answers sampled a problem at temperature 1, beside the greedy one: what RL optimises")
 
 
 class TextSuite(Recipe):
@@ -121,6 +122,7 @@ def _problems(lm: HybridLM, tokenizer: Any, suite: ProblemSuite) -> dict[str, An
     room = max(map(len, prompts)) + suite.max_tokens + 1
     engine = Engine(lm, tokenizer, max_slots=min(128, len(prompts)), max_length=room)
     outputs = engine.generate(prompts, SamplingParams(temperature=0.0, max_tokens=suite.max_tokens))
+    drawn = _drawn(engine, problems, prompts, suite)
     rows: dict[str, list[dict[str, Any]]] = {}
     for problem, output in zip(problems, outputs, strict=True):
         written = output.outputs[0]
@@ -130,6 +132,7 @@ def _problems(lm: HybridLM, tokenizer: Any, suite: ProblemSuite) -> dict[str, An
             "id": problem.id, "question": problem.question, "answer": problem.answer, "response": written.text,
             "ok": verdict.ok, "reason": verdict.reason, "truncated": truncated, "tokens": len(written.token_ids),
             "thinking_tokens": _thinking_tokens(written.token_ids, tokenizer.token_to_id(chat.END_THINK)),
+            **({"drawn": drawn[problem.id]} if drawn else {}),
         })
     everything = [row for group in rows.values() for row in group]
     return {
@@ -140,8 +143,25 @@ def _problems(lm: HybridLM, tokenizer: Any, suite: ProblemSuite) -> dict[str, An
     }
 
 
+def _drawn(engine: Engine, problems: Sequence[Problem], prompts: Sequence[list[int]], suite: ProblemSuite) -> dict[str, float]:
+    """Share of right answers among `suite.draws` samples at temperature 1, by problem; each problem has a stream of its own."""
+    if not suite.draws:
+        return {}
+    params = [
+        SamplingParams(n=suite.draws, temperature=1.0, max_tokens=suite.max_tokens, seed=int(problem.id[:15], 16) ^ suite.seed) for problem in problems
+    ]
+    shares = {}
+    for problem, output in zip(problems, engine.generate(prompts, params), strict=True):
+        checks = (TASKS[problem.task].check(problem, one.text, truncated=one.finish_reason == "length") for one in output.outputs)
+        shares[problem.id] = fmean(verdict.ok for verdict in checks)
+    return shares
+
+
 def _figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracy with its binomial standard error, the share cut off, mean lengths in tokens, reasons of refusal."""
+    """Accuracy with its binomial standard error, the share cut off, mean lengths in tokens, reasons of refusal.
+
+    With `draws`, also `sampled_accuracy`: the mean over problems of the share of right samples, and its standard error.
+    """
     accuracy = fmean(row["ok"] for row in rows)
     reasons: dict[str, int] = {}
     for row in rows:
@@ -154,7 +174,14 @@ def _figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "response_tokens": fmean(row["tokens"] for row in rows),
         "thinking_tokens": fmean(row["thinking_tokens"] for row in rows),
         "reasons": dict(sorted(reasons.items())),
+        **_sampled([row["drawn"] for row in rows if "drawn" in row]),
     }
+
+
+def _sampled(shares: list[float]) -> dict[str, float]:
+    if not shares:
+        return {}
+    return {"sampled_accuracy": fmean(shares), "sampled_standard_error": pstdev(shares) / math.sqrt(len(shares))}
 
 
 def _thinking_tokens(token_ids: list[int], end_thinking: int) -> int:

@@ -65,7 +65,10 @@ def accuracy(folder: Path) -> dict[str, Any] | None:
     rows = [
         {"task": task, "values": [figures.get(PROBLEMS, {}).get("tasks", {}).get(task, {}).get("accuracy") for figures in found.values()]} for task in tasks
     ]
-    rows.append({"task": "all", "values": [figures.get(PROBLEMS, {}).get("accuracy") for figures in found.values()]})
+    for label, key in (("all", "accuracy"), ("all, sampled", "sampled_accuracy")):
+        values = [figures.get(PROBLEMS, {}).get(key) for figures in found.values()]
+        if any(value is not None for value in values):
+            rows.append({"task": label, "values": values})
     text = [
         {"task": label, "values": [figures.get(TEXT, {}).get(key) for figures in found.values()]}
         for key, label in (("nats_per_token", "held-out text, nats a token"), ("bits_per_byte", "held-out text, bits a byte"))
@@ -74,6 +77,8 @@ def accuracy(folder: Path) -> dict[str, Any] | None:
     last = list(asked.values())[-1]
     error = 100 * last["standard_error"]
     note = f"{last['count']:,} held-out problems, greedy decoding, one answer each. Standard error of the last column's total: {error:.1f} points."
+    if "sampled_accuracy" in last:
+        note += f" Sampled: the share of right answers at temperature 1, which is what RL optimises (±{100 * last['sampled_standard_error']:.1f})."
     return {"note": note, "chart": charts.accuracy_by_stage(points, list(asked)), "stages": list(found), "rows": rows, "text": text}
 
 

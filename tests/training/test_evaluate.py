@@ -52,6 +52,32 @@ def test_accuracy_is_the_verifiers(micro, monkeypatch):
     assert [sample["ok"] for sample in found["samples"]] == [True, False]
 
 
+def test_sampled_accuracy_is_the_mean_share_of_right_draws(micro, monkeypatch):
+    """Problem k of ten gets k % 5 right answers among four (four when k % 5 is 4): the mean share is one half."""
+    suite = ProblemSuite(tasks={"addition": {}}, per_task=10, draws=4)
+    problems = problems_of(suite)
+    assert len(problems) == 10
+
+    class Oracle:
+        def __init__(self, lm, tokenizer, **kwargs):
+            pass
+
+        def generate(self, prompts, params):
+            from model.engine import CompletionOutput, RequestOutput
+
+            if not isinstance(params, list):
+                return [RequestOutput(p, [CompletionOutput(0, "", [1], finish_reason="stop")]) for p in prompts]
+            assert len({one.seed for one in params}) == 10 and all((one.n, one.temperature) == (4, 1.0) for one in params)
+            texts = [[f"{p.reasoning}\n</think>\n{p.answer if n < k % 5 else 'none'}" for n in range(4)] for k, p in enumerate(problems)]
+            drawn = [[CompletionOutput(n, t, [1], finish_reason="stop") for n, t in enumerate(group)] for group in texts]
+            return [RequestOutput(p, group) for p, group in zip(prompts, drawn, strict=True)]
+
+    monkeypatch.setattr(room, "Engine", Oracle)
+    found = evaluate(micro["model"], [suite])["problems"]
+    assert found["accuracy"] == 0.0 and found["sampled_accuracy"] == pytest.approx(0.5)
+    assert found["sampled_standard_error"] == pytest.approx(math.sqrt(0.125 / 10))
+
+
 def test_text_loss_equals_a_literal_computation(micro):
     lm, tokenizer = load_model(micro["model"])
     nats = tokens = size = 0
