@@ -6,7 +6,7 @@ problem that a synthetic document was made from. And back: which steps read a do
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ class Document:
 
     id: str
     stations: tuple[Station, ...]
-    """From the dataset that was tokenized back to the first one."""
+    """The datasets that held it, from the one that was tokenized back to the first, and the file it was read from."""
     record: dict[str, Any]
     cluster: dict[str, Any]
     made_by: dict[str, Any]
@@ -175,13 +175,13 @@ def _documents(shards: ShardSet, source: str, ids: Sequence[str]) -> tuple[dict[
 
 def _describe(dataset: Dataset, ids: Sequence[str], seen: frozenset[str]) -> dict[str, Document]:
     rows = _rows(dataset, ids)
-    stations = tuple(_stations(dataset))
+    passed = _passed(dataset, list(rows))
     described = {}
     for identity, row in rows.items():
         parents = [parent for parent in row.pop("parents", None) or () if parent not in seen and parent != identity]
         described[identity] = Document(
             id=identity,
-            stations=stations,
+            stations=tuple(station for station, holds in passed if holds(identity, row.get("source"))),
             record=_take(row, RECORD),
             cluster=_take(row, CLUSTER),
             made_by=_take(row, MADE_BY),
@@ -213,13 +213,27 @@ def _rows(dataset: Dataset, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for row in rows.filter(pl.col("id").is_in(list(set(ids)))).collect().to_dicts()}
 
 
-def _stations(dataset: Dataset) -> Iterator[Station]:
-    yield Station(dataset.name, dataset.meta["stage"], dataset.uri, dataset.digest)
-    for place, entry in _upstream(dataset, missing=True):
+def _passed(dataset: Dataset, ids: Sequence[str]) -> list[tuple[Station, Callable[[str, str | None], bool]]]:
+    """Every station upstream, and whether a document (by id and source file) passed it: side inputs and other files did not hold it."""
+    stations = []
+    for place, entry in [(dataset, None), *_upstream(dataset, missing=True)]:
         if place is None:
-            yield Station(entry["name"], "file" if "bytes" in entry else "gone", entry["uri"], entry.get("digest", ""), found="bytes" in entry)
+            is_file = "bytes" in entry
+            station = Station(entry["name"], "file" if is_file else "gone", entry["uri"], entry.get("digest", ""), found=is_file)
+            stations.append((station, lambda _, source, name=entry["name"], is_file=is_file: not is_file or source == name))
         else:
-            yield Station(place.name, place.meta["stage"], place.uri, place.digest, changed=place.digest != entry["digest"])
+            changed = entry is not None and place.digest != entry["digest"]
+            held = frozenset(_ids(place, ids))
+            station = Station(place.name, place.meta["stage"], place.uri, place.digest, changed=changed)
+            stations.append((station, lambda identity, _, held=held: identity in held))
+    return stations
+
+
+def _ids(dataset: Dataset, ids: Sequence[str]) -> list[str]:
+    rows = dataset.scan()
+    if "id" not in rows.collect_schema():
+        return []
+    return rows.select("id").filter(pl.col("id").is_in(list(set(ids)))).collect()["id"].to_list()
 
 
 def _upstream(dataset: Dataset, missing: bool = False) -> Iterator[tuple[Any, dict[str, Any]]]:
