@@ -1,7 +1,8 @@
 """Conversations -> fixed windows for supervised fine-tuning: assistant-only loss, several documents a window, none sees another.
 
 Lengths are known once, so the order of every epoch is a stateless function of (seed, epoch): resume needs the step number alone.
-Packing is best-fit over a seeded permutation (documents of a window differ from epoch to epoch, padding stays small); documents longer than the window are left out and counted, never cut: half a solution teaches not to finish.
+Packing is best-fit over a seeded permutation (documents of a window differ from epoch to epoch, padding stays small); documents longer than the
+window are left out and counted, never cut: half a solution teaches not to finish.
 """
 
 from __future__ import annotations

@@ -258,7 +258,8 @@ def _losses(lm: HybridLM, batches: Iterable[tuple[Tensor, ...]], tokenizer: Any,
     lm.train(training)
     if not tokens:
         raise UserError("there is no text to score")
-    return {"tokens": tokens, "bytes": size, "nats_per_token": nats / tokens, "perplexity": math.exp(min(nats / tokens, 700)), "bits_per_byte": nats / size / math.log(2)}
+    loss = nats / tokens
+    return {"tokens": tokens, "bytes": size, "nats_per_token": loss, "perplexity": math.exp(min(loss, 700)), "bits_per_byte": nats / size / math.log(2)}
 
 
 def token_bytes(tokenizer: Any) -> Tensor:

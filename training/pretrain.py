@@ -54,7 +54,8 @@ def pretrain(recipe: PretrainRecipe, out: str, progress: Progress = silent) -> T
     identity = {
         "kind": "pretrain",
         "recipe": recipe.model_dump(mode="json", exclude={"shards", "init_from", "checkpoint_every", "keep_checkpoints"}),
-        "inputs": {"shards": shards.manifest["dataset_digest"], "plan": stream.plan.digest, "model": model_digest(recipe.init_from) if recipe.init_from else None},
+        "inputs": {"shards": shards.manifest["dataset_digest"], "plan": stream.plan.digest,
+                   "model": model_digest(recipe.init_from) if recipe.init_from else None},
     }
     folder = RunFolder(out, identity)
     if result := folder.finished():

@@ -39,7 +39,7 @@ def constant(position: float, total: float, warmup: float = 0.0) -> float:
 
 def _done(position: float, total: float, warmup: float, floor: float) -> float:
     """The end of the unit `position` begins, checked."""
-    if not 0 <= position:
+    if not position >= 0:
         raise ValueError(f"a position in a run is at least 0, not {position}")
     if not (total > 0 and 0 <= warmup <= 1 and 0 <= floor <= 1):
         raise ValueError(f"a schedule needs total > 0 and fractions within [0, 1], not total={total}, warmup={warmup}, floor={floor}")

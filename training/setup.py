@@ -21,7 +21,8 @@ from model.lm import HybridLM
 from pipelines.errors import UserError
 from pipelines.recipe import Recipe
 from pipelines.tokenizer import load_tokenizer
-from training import optimizer as optimizers, schedule as schedules
+from training import optimizer as optimizers
+from training import schedule as schedules
 from training.precision import PrecisionPolicy
 
 __all__ = [

@@ -21,7 +21,10 @@ def test_the_filters_own_word_is_the_detail():
     assert reason == "datatrove.C4ParagraphFilter" and detail.startswith("< 3 paragraphs")
 
 
-@pytest.mark.parametrize(("name", "params", "message"), [("NoSuchFilter", {}, "no filter NoSuchFilter; known: C4"), ("RegexFilter", {"regx": 1}, "RegexFilter: .*regx")])
+@pytest.mark.parametrize(
+    ("name", "params", "message"),
+    [("NoSuchFilter", {}, "no filter NoSuchFilter; known: C4"), ("RegexFilter", {"regx": 1}, "RegexFilter: .*regx")],
+)
 def test_mistakes_are_named(name, params, message):
     with pytest.raises(ValueError, match=message):
         datatrove_filters.load(name, params)

@@ -51,7 +51,7 @@ def test_nvfp4_is_the_recipe_in_all_three_products(T, K, N):
     same_but_for_ties(y, product(nvfp4.quantize(xd), w_q)[:, :N])
     w_t = nvfp4.quantize(wd.T.contiguous(), (16, 16))
     same_but_for_ties(x.grad, product(nvfp4.quantize(F.pad(g, (0, -N % 16)), rounding="stochastic", seed=dgrad_seed), w_t))
-    tokens = lambda t: F.pad(t, (0, 0, 0, -T % 16)).T.contiguous()  # noqa: E731
+    tokens = lambda t: F.pad(t, (0, 0, 0, -T % 16)).T.contiguous()
     g_q = nvfp4.quantize(tokens(g), rounding="stochastic", hadamard=True, seed=wgrad_seed)
     same_but_for_ties(w.grad, product(g_q, nvfp4.quantize(tokens(xd), hadamard=True)))
     assert (y.dtype, x.grad.dtype, w.grad.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
@@ -60,9 +60,9 @@ def test_nvfp4_is_the_recipe_in_all_three_products(T, K, N):
 def test_mxfp8_is_the_recipe_in_all_three_products():
     x, w, g = operands(72, 64, 96, 3)
     mxfp8_gemm(x, w).backward(g)
-    value = lambda t: mxfp8.quantize(t.contiguous()).dequantize().double()  # noqa: E731
+    value = lambda t: mxfp8.quantize(t.contiguous()).dequantize().double()
     xd, wd = x.detach(), w.detach().bfloat16()
-    tokens = lambda t: F.pad(t, (0, 0, 0, -72 % 32)).T  # noqa: E731
+    tokens = lambda t: F.pad(t, (0, 0, 0, -72 % 32)).T
     same_but_for_ties(mxfp8_gemm(x, w), (value(xd) @ value(wd).T).bfloat16())
     same_but_for_ties(x.grad, (value(g) @ value(wd.T).T).bfloat16())
     same_but_for_ties(w.grad, (value(tokens(g)) @ value(tokens(xd)).T).bfloat16())

@@ -53,7 +53,7 @@ def test_a_killed_run_resumes_to_the_same_bits(micro, tmp_path, precision):
     assert len(rows(tmp_path / "killed")) == 3 and not (tmp_path / "killed" / "done.json").exists()
     resumed = pretrain(recipe(micro, precision=precision), str(tmp_path / "killed"))
     assert weights(tmp_path / "straight") == weights(tmp_path / "killed")
-    timeless = lambda row: {k: v for k, v in row.items() if "second" not in k}  # noqa: E731
+    timeless = lambda row: {k: v for k, v in row.items() if "second" not in k}
     assert [timeless(r) for r in rows(tmp_path / "killed")] == [timeless(r) for r in rows(tmp_path / "straight")]
     assert straight.metrics == resumed.metrics and (straight.steps, straight.tokens) == (resumed.steps, resumed.tokens)
 

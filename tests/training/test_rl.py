@@ -13,8 +13,7 @@ from pipelines.errors import UserError
 from training.environments import VerifiableTask
 from training.rl.grpo import group_advantages, policy_loss, token_mismatch
 from training.rl.rollout import collect, tensors
-from training.rl.train import RlRecipe, rl
-from training.rl.train import token_logprobs
+from training.rl.train import RlRecipe, rl, token_logprobs
 from training.setup import load_model
 
 
@@ -116,7 +115,7 @@ def test_a_killed_run_resumes_to_the_same_bits(micro, tmp_path, monkeypatch):
     with pytest.raises(Killed):
         rl(recipe(micro), str(tmp_path / "killed"), killer(2))
     resumed = rl(recipe(micro), str(tmp_path / "killed"))
-    read = lambda name: (tmp_path / name / "model" / "model.safetensors").read_bytes()  # noqa: E731
+    read = lambda name: (tmp_path / name / "model" / "model.safetensors").read_bytes()
     assert read("straight") == read("killed") != (tmp_path / ".." / micro["model"] / "model.safetensors").read_bytes()
     rows = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2] and straight.metrics == resumed.metrics

@@ -3,7 +3,8 @@
 import math
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from training.schedule import constant, cosine, wsd
 
@@ -19,7 +20,7 @@ def test_warmup_stable_decay_at_its_corners():
 
 def test_nanos_and_supers_rates_in_tokens():
     """Super: peak 4.5e-4, floor 4.5e-6, 25T tokens, warmup 200B, last 5T decay."""
-    rate = lambda tokens: 4.5e-4 * wsd(tokens, 25e12, 200e9 / 25e12, 0.2, 0.01)  # noqa: E731
+    rate = lambda tokens: 4.5e-4 * wsd(tokens, 25e12, 200e9 / 25e12, 0.2, 0.01)
     assert rate(100e9) == pytest.approx(2.25e-4) and rate(10e12) == pytest.approx(4.5e-4) and rate(25e12) == pytest.approx(4.5e-6)
     assert rate(21.25e12) == pytest.approx(4.5e-6 + (4.5e-4 - 4.5e-6) * 0.5)
 

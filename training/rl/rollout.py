@@ -73,7 +73,10 @@ def collect(
             after, more = environment.step(state, output.text, truncated=truncated)
             assert more is None, f"{environment.name}: rollouts are single-turn, the environment asked for another"
             samples.append(
-                Sample(ids, list(output.token_ids), list(output.logprobs), frozenset(output.forced_positions), output.text, truncated, environment.verdict(after))
+                Sample(
+                    ids, list(output.token_ids), list(output.logprobs), frozenset(output.forced_positions), output.text, truncated,
+                    environment.verdict(after),
+                )
             )
         groups.append(samples)
     return Rollouts(groups, [environment.name for environment in chosen])

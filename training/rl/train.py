@@ -107,7 +107,8 @@ def rl(recipe: RlRecipe, out: str, progress: Progress = silent) -> TrainResult:
         return figures(rollouts) | improve(recipe, trainer, rollouts)
 
     trainer = Trainer(
-        folder, lm, policy, make_optimizer(recipe, lm), make_schedule(recipe, recipe.steps), recipe=recipe, steps=recipe.steps, balance=recipe.balance_experts, progress=progress, stage="rl"
+        folder, lm, policy, make_optimizer(recipe, lm), make_schedule(recipe, recipe.steps), recipe=recipe, steps=recipe.steps,
+        balance=recipe.balance_experts, progress=progress, stage="rl",
     )
     return trainer.run(step, lambda: save_model_folder(lm, tokenizer, folder.model))
 
@@ -144,7 +145,7 @@ def improve(recipe: RlRecipe, trainer: Trainer, rollouts: Rollouts) -> dict[str,
             if first:
                 sums["mismatch"] += float(mismatch_N.sum()) / len(advantages_N)
                 sums["distrusted"] += int((~trusted_N).sum())
-            yield Loss(terms.total / tokens, lambda: f"rollouts of {sorted(set(rollouts.environments))}, sequences {index}")
+            yield Loss(terms.total / tokens, lambda index=index: f"rollouts of {sorted(set(rollouts.environments))}, sequences {index}")
 
     lm.train()
     for update in range(recipe.updates):
