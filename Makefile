@@ -23,6 +23,7 @@ lint: $(READY)  ## ruff, in an environment of its own
 # pip, not uv: only pip's own settings say which build of torch this machine takes.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "Gristmill needs Python 3.11 or later; say make PYTHON=/path/to/python3.11" >&2; exit 1)
+	@echo "Setting up $(VENV): some 200 packages, a few minutes the first time."
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	@touch $@

@@ -5,6 +5,7 @@ screen on stdout, and answers a user's mistake with one line and exit code 2. He
 imported inside the verbs, so that `gristmill --help` answers at once.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -85,6 +86,8 @@ def user_mistake(error: BaseException) -> str | None:
         return f"{error.title}: {'.'.join(str(step) for step in first['loc'])}: {first['msg']}"
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | PermissionError) and error.filename:
         return f"{error.filename}: {(error.strerror or 'no such file').lower()}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.filename or 'the output'}: no space left; free some, and the same command goes on from here"
     if isinstance(error, ValueError) and error.__traceback__ is not None:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         if frame.f_globals.get("__name__", "").split(".")[0] in OUR_LOWER_FLOORS:

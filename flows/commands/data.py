@@ -94,7 +94,7 @@ def dedup(
 
         gristmill dedup curated --out deduped
 
-        gristmill dedup crawl-1 crawl-2 --out deduped threshold=0.8
+        gristmill dedup crawl-1 crawl-2 --out deduped minhash.bands=20 minhash.rows=5
     """
     from flows.console import progress_on_screen
     from pipelines.cluster import open_cluster

@@ -114,6 +114,12 @@ def test_our_own_defects_keep_their_traceback(monkeypatch, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_a_full_disk_is_told_in_one_line():
+    with pytest.raises(OSError) as full, open("/dev/full", "w") as file:
+        file.write("x" * 100_000)
+    assert "no space left; free some, and the same command goes on" in cli.user_mistake(full.value)
+
+
 def test_value_errors_of_the_lower_floors_are_addressed_to_users():
     from model.chat import segments
 
