@@ -44,7 +44,7 @@ def flow_of(job: Job) -> Flow:
         out: str, recipe: str | dict[str, Any] | None = None, overrides: Sequence[str] = (), workers: int | None = None, scheduler: str | None = None
     ) -> str:
         chosen = load_recipe(job.recipe, job.default if recipe is None else recipe, list(overrides))
-        folder = Path(out)
+        folder = Path(out).absolute()
         claim_folder(folder, job.identity(chosen))
         groups = job.groups(chosen)
         names = [step.name for group in groups for step in group.steps]

@@ -18,7 +18,7 @@ def run_job(job: Job, out: str, recipe: Recipe, *, workers: int | None = None, s
     """
     if "://" in out:
         raise UserError(f"{out}: a job's folder lies on this machine's disks; its inputs may be remote")
-    folder = Path(out)
+    folder = Path(out).absolute()
     claim_folder(folder, job.identity(recipe))
     with progress_on_screen(quiet) as progress:
         if not prefect:

@@ -193,12 +193,12 @@ def load_mixture(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) 
 
 
 def save_mixture(mixture: Mixture, path: str | Path) -> Path:
-    """Write a mixture as YAML by rename; dataset paths become relative to the file's folder where they lie on this disk."""
+    """Write a mixture as YAML by rename; dataset paths (absolute, or seen from the working folder) become relative to the file's folder."""
     path = Path(path)
     values = mixture.model_dump(mode="json", exclude_defaults=True)
     for source in values["sources"]:
-        if "://" not in source["dataset"] and os.path.isabs(source["dataset"]):
-            source["dataset"] = os.path.relpath(source["dataset"], path.resolve().parent)
+        if "://" not in source["dataset"]:
+            source["dataset"] = os.path.relpath(Path(source["dataset"]).resolve(), path.resolve().parent)
     write_file(str(path), yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     return path
 

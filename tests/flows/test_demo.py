@@ -23,7 +23,8 @@ def line(pages, out, *more):
 def clean(pages, environment, tmp_path_factory):
     """An uninterrupted run through an embedded Prefect server: (folder, its summary)."""
     folder = tmp_path_factory.mktemp("demo") / "clean"
-    done = subprocess.run(line(pages, folder, "--json"), env=environment, capture_output=True, text=True, timeout=DEADLINE)
+    arguments = line(pages, folder.name, "--json")  # a folder named as people name it: from where they stand
+    done = subprocess.run(arguments, cwd=folder.parent, env=environment, capture_output=True, text=True, timeout=DEADLINE)
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout)
 

@@ -94,6 +94,12 @@ def test_the_file_and_its_mistakes(tmp_path):
         Mixture(sources=[Source(name="a", dataset="x", weight=1)] * 2)
 
 
+def test_paths_seen_from_the_working_folder_survive_the_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = save_mixture(Mixture(sources=[Source(name="web", dataset="run/deduped", weight=1)]), "run/m.yaml")
+    assert load_mixture(path).sources[0].dataset == str(tmp_path / "run/deduped")
+
+
 def test_a_plan_prints_as_a_tree():
     from rich.console import Console
 
