@@ -64,13 +64,16 @@ class _LivePanel:
 
 
 class _Lines:
-    """For logs: a line when a stage begins, when it ends, and every few seconds between."""
+    """For logs: a line when a stage begins, when it ends, and every few seconds between; of stages inside a step, the long ones."""
 
     def __init__(self) -> None:
         self._told: dict[str, tuple[float, int]] = {}
 
     def __call__(self, event: ProgressEvent) -> None:
         now = time.monotonic()
+        inner, new = " · " in event.stage, event.stage not in self._told
+        if inner and new:
+            self._told[event.stage] = (now, event.total)  # its end is no news unless it was told to go on
         told, done = self._told.get(event.stage, (float("-inf"), -1))
         finished = event.total > 0 and event.done >= event.total
         if (now - told < SECONDS_BETWEEN_LINES and not finished) or (finished and done == event.done):
