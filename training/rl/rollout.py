@@ -22,6 +22,9 @@ from training.environments.environment import Environment, Outcome
 __all__ = ["Rollouts", "Sample", "collect", "tensors", "RolloutTensors"]
 
 
+COLUMNS = 16  # lengths are rounded up to this: few shapes, little padding
+
+
 @dataclass(frozen=True)
 class Sample:
     """One response to one prompt, judged."""
@@ -82,6 +85,11 @@ def collect(
     return Rollouts(groups, [environment.name for environment in chosen])
 
 
+def length(sample: Sample) -> int:
+    """Positions a sample takes as a row of inputs and labels."""
+    return len(sample.prompt_ids) + len(sample.response_ids) - 1
+
+
 @dataclass(frozen=True)
 class RolloutTensors:
     """N samples right-padded to T positions; labels_NT[t] is the token after input_ids_NT[t], the mask marks response labels."""
@@ -92,13 +100,16 @@ class RolloutTensors:
     engine_logprobs_NT: Tensor
 
     def rows(self, index: slice) -> RolloutTensors:
+        """Some of the rows, without the columns behind the last label of any of them."""
+        last = int(self.mask_NT[index].any(0).nonzero().max()) + 1
+        index = (index, slice(0, -(-last // COLUMNS) * COLUMNS))
         return RolloutTensors(self.input_ids_NT[index], self.labels_NT[index], self.mask_NT[index], self.engine_logprobs_NT[index])
 
 
-def tensors(samples: Sequence[Sample], multiple: int = 32) -> RolloutTensors:
-    """Pad samples to a common length (a multiple of the SSD chunk, so that no chunk is ragged)."""
-    longest = max(len(s.prompt_ids) + len(s.response_ids) - 1 for s in samples)
-    N, T = len(samples), -(-longest // multiple) * multiple
+def tensors(samples: Sequence[Sample]) -> RolloutTensors:
+    """Pad samples to a common length."""
+    longest = max(map(length, samples))
+    N, T = len(samples), -(-longest // COLUMNS) * COLUMNS
     input_ids, labels = np.zeros((N, T), np.int64), np.zeros((N, T), np.int64)
     mask, logprobs = np.zeros((N, T), np.float32), np.zeros((N, T), np.float32)
     for n, sample in enumerate(samples):

@@ -27,7 +27,7 @@ from pipelines.recipe import Recipe
 from training.environments import VerifiableTask
 from training.loop import Loss, Trainer
 from training.rl.grpo import group_advantages, policy_loss, token_mismatch
-from training.rl.rollout import Rollouts, RolloutTensors, collect, tensors
+from training.rl.rollout import Rollouts, RolloutTensors, collect, length, tensors
 from training.runs import RunFolder, TrainResult, model_digest
 from training.setup import OptimizerSpec, ScheduleSpec, TrainingRecipe, load_model, make_optimizer, make_schedule, save_model_folder, set_precision
 
@@ -99,7 +99,7 @@ def rl(recipe: RlRecipe, out: str, progress: Progress = silent) -> TrainResult:
 
     def step(index: int, trainer: Trainer) -> dict[str, Any]:
         lm.eval()
-        engine = Engine(lm, tokenizer, max_slots=min(256, recipe.prompts * recipe.group), max_length=1024)
+        engine = Engine(lm, tokenizer, max_slots=min(512, recipe.prompts * recipe.group), max_length=1024)
         rollouts = collect(
             engine, lambda messages: chat.encode_prompt(tokenizer, messages), environments,
             prompts=recipe.prompts, group=recipe.group, seed=recipe.seed, step=index, max_tokens=recipe.max_tokens,
@@ -121,8 +121,10 @@ def improve(recipe: RlRecipe, trainer: Trainer, rollouts: Rollouts) -> dict[str,
     row: dict[str, Any] = {"groups_kept": len(chosen), "tokens": 0}
     if not chosen:
         return row
-    batch = tensors([sample for p in chosen for sample in rollouts.groups[p]])
-    advantages_N = groups.advantages_PG[chosen].flatten()
+    samples = [sample for p in chosen for sample in rollouts.groups[p]]
+    order = sorted(range(len(samples)), key=lambda n: length(samples[n]))  # micro-batches of like length: a third less padding
+    batch = tensors([samples[n] for n in order])
+    advantages_N = groups.advantages_PG[chosen].flatten()[order]
     rows = [slice(n, n + recipe.micro_batch) for n in range(0, len(advantages_N), recipe.micro_batch)]
     tokens = int(batch.mask_NT.sum())
     old: dict[int, Tensor] = {}  # the trainer's log-probabilities when the step began, by the first sequence of the micro-batch
