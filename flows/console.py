@@ -104,7 +104,7 @@ def summary(title: str, facts: Mapping[str, Any], tables: Sequence[Table] = (), 
     if quiet:
         return
     grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(style="dim", max_width=64)
     grid.add_column(overflow="fold")
     for key, value in facts.items():
         grid.add_row(escape(str(key)), escape(figure(value)))

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,14 +112,8 @@ def headline(folder: Path) -> list[tuple[str, str]]:
     if len(losses) > 1:
         low = next((value for stage, value in losses if stage == "pretrain"), losses[-1][1])
         figures.append((f"{losses[0][1]:.2f} → {low:.2f}", "held-out text loss (nats a token), before and after pretraining"))
-    asked = {stage: found[stage][PROBLEMS] for stage in ("pretrain", "sft", "rl") if PROBLEMS in found.get(stage, {})}
+    asked = {stage: found[stage][PROBLEMS]["accuracy"] for stage in ("pretrain", "sft", "rl") if PROBLEMS in found.get(stage, {})}
     if asked:
-        label = f"held-out problems right after {', '.join(asked)}, answered greedily"
-        if all("sampled_accuracy" in one for one in asked.values()):
-            label += f"; sampled at temperature 1: {_rise(one['sampled_accuracy'] for one in asked.values())}"
-        figures.append((_rise(one["accuracy"] for one in asked.values()), label))
+        rise = " → ".join(f"{100 * share:.0f}" for share in asked.values())
+        figures.append((f"{rise} %", f"held-out problems right after {', '.join(asked)}"))
     return figures
-
-
-def _rise(shares: Iterable[float]) -> str:
-    return " → ".join(f"{100 * share:.0f}" for share in shares) + " %"
