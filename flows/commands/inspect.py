@@ -114,7 +114,6 @@ def forget(
 
         gristmill forget shards --host example.org --out forgotten
     """
-    from dataclasses import asdict
     from pathlib import Path
 
     from flows.console import progress_on_screen, summary
@@ -129,8 +128,14 @@ def forget(
         raise UserError("forget what? no document matches; give --url, --host, --id or --list")
     with progress_on_screen(quiet) as progress, open_cluster(workers) as cluster:
         gone = run(shards, ids, out, cluster=cluster, progress=progress)
-    facts = {key: value for key, value in asdict(gone).items() if isinstance(value, str | int | float)}
-    summary("forgotten", {"documents asked": len(ids), **facts}, quiet=quiet, as_json=json, result=asdict(gone))
+    facts = {
+        "shards": gone.shards.uri,
+        "documents forgotten": len(gone.requested),
+        "made from them, gone too": len(gone.descendants),
+        "readings in the old plan": len(gone.readings),
+        "still hold them": "; ".join(gone.superseded) or "nothing else",
+    }
+    summary("forgotten", facts, quiet=quiet, as_json=json)
 
 
 def card(uri: Annotated[str, typer.Argument(help="A dataset or shards.", metavar="DS|SHARDS")]) -> None:

@@ -41,12 +41,13 @@ def mix(
     mixture: Mixture,
     tokenizer: TokenizerPath,
     overrides: Overrides = None,
-    check: Annotated[bool, typer.Option("--check", help="Print nothing if it works out; exit code 2 and one line if not.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Plan and check, write nothing: what this verb does, said aloud.")] = True,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Plan a mixture before anything runs: tokens, sequences and epochs per source.
 
-    Shortfalls, over-repetition and shares that round to nothing are refused, with the numbers.
+    Prints the plan. Shortfalls, over-repetition and shares that round to nothing are refused with the numbers (exit code 2).
 
     Examples:
 
@@ -62,7 +63,7 @@ def mix(
     planned = plan(load_mixture(mixture, only_overrides(overrides)), tokenizer)
     if json:
         summary("mixture", {}, as_json=True, result=planned.model_dump(mode="json"))
-    elif not check:
+    elif not quiet:
         screen.print(planned)
 
 
