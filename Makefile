@@ -28,9 +28,10 @@ $(READY): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	@touch $@
 
-peers: $(READY)  ## other projects' packages for the peer tests, in .venv-peers
-	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/pip install --quiet torch==2.13.0 megatron-core==0.16.1 numpy
+peers:  ## other projects' readers beside ours in .venv-peers, and the tests that compare with them
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" megatron-core==0.16.1
+	OMP_NUM_THREADS=1 .venv-peers/bin/python -m pytest -m peer
 
 vllm:  ## vLLM for CPU, in .venv-vllm
 	$(PYTHON) -m venv .venv-vllm
