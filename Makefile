@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 demo: $(READY)  ## the main job: sample crawl -> curated, deduplicated tokens -> trained and post-trained model -> report
 	$(VENV)/bin/gristmill demo --out $(RUN)
 
-# One thread a test process: two processes already fill two cores, and sums do not depend on the number of threads.
+# One thread a test process: two processes already fill two cores.
 test: $(READY)  ## the tests (fast ones; `make test-all` runs the slow and browser ones too)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not peer and not vllm and not browser"
 
