@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 
+from pipelines.atomic import write_file
 from pipelines.cluster import Cluster, open_cluster
 from pipelines.errors import UserError
 from pipelines.progress import Progress, ProgressEvent, silent
@@ -188,10 +189,7 @@ def claim_folder(folder: Path, identity: Mapping[str, Any]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_file(str(path.absolute()), json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 @contextmanager

@@ -5,9 +5,10 @@ last line cut short), so the file of a killed run ends equal, row for row, to th
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from pipelines.atomic import write_file
 
 
 class MetricsLog:
@@ -17,9 +18,7 @@ class MetricsLog:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_rows(self.path) if row["step"] < keep_until] if self.path.exists() else []
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text("".join(_line(row) for row in kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_file(str(self.path.absolute()), "".join(_line(row) for row in kept))
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:

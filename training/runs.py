@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.atomic import write_file
 from pipelines.errors import UserError
 from pipelines.recipe import digest_of
 
@@ -38,9 +38,7 @@ class TrainResult:
 
 def write_json(path: Path, value: Any) -> None:
     """Write by rename, so that a reader (or a resumed run) sees a whole file or none."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_file(str(path.absolute()), json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def model_digest(folder: str | Path) -> str:

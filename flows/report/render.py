@@ -4,7 +4,6 @@ Page texts are hostile by assumption: autoescaping is on for everything, links a
 Content-Security-Policy forbids scripts and every request.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flows.console import figure
+from pipelines.atomic import write_file
 
 
 def render(facts: Mapping[str, Any]) -> str:
@@ -25,10 +25,7 @@ def render(facts: Mapping[str, Any]) -> str:
 def write_report(facts: Mapping[str, Any], path: str | Path) -> Path:
     """Render and write the file, whole or not at all."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    temporary.write_text(render(facts), encoding="utf-8", errors="replace")
-    os.replace(temporary, path)
+    write_file(str(path.absolute()), render(facts).encode("utf-8", "replace"))
     return path
 
 
