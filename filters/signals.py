@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
 import pyarrow as pa
 import regex
 
@@ -15,6 +16,7 @@ import filters.thresholds as thresholds
 from filters.c4 import c4_counts
 from filters.fineweb import SHORT_LINE
 from filters.ngrams import duplicate_ngram_characters, top_ngram_characters
+from filters.pages import Pages, Source, counts, shares
 from filters.pii import count_pii
 from filters.words import Words, words_of
 
@@ -25,17 +27,34 @@ _SENTENCE_TERMINAL = regex.compile(r"[\p{Sentence_Terminal}\u17d4\u17d9\u17da]")
 _CODE = re.compile(r"^\s*(?:def |class |import |from \S+ import |#include|public |private |return\b|for\s*\(|if\s*\(|\$ |>>> )|[;{}]\s*$|\w+\(.*\)\s*$")
 
 _COUNTS = ("characters", "words", "lines", "stop_words", "c4_sentences", "c4_lorem_ipsum", "c4_curly_bracket")
-_COUNTS += ("c4_any_sentences", "c4_any_lorem_ipsum", "c4_any_curly_bracket", "long_lines", "emails", "ips", "phones")
+_COUNTS += ("c4_any_sentences", "c4_any_lorem_ipsum", "c4_any_curly_bracket", "long_lines")
 _SHARES = ("mean_word_length", "hashes_per_word", "ellipses_per_word", "bullet_lines", "ellipsis_lines", "alphabetic_words")
 _SHARES += ("duplicate_paragraphs", "duplicate_paragraph_characters", "duplicate_lines", "duplicate_line_characters")
 _SHARES += tuple(f"top_{n}gram" for n in (2, 3, 4)) + tuple(f"duplicate_{n}grams" for n in range(5, 11))
 _SHARES += ("line_punctuation", "short_lines", "fineweb_duplicate_line_characters", "newlines_per_word")
-_SHARES += ("digits", "uppercase", "code_lines", "pii_per_word", "language_score")
-
-SIGNAL_TYPE = pa.struct([(name, pa.int32()) for name in _COUNTS] + [(name, pa.float64()) for name in _SHARES])
+_SHARES += ("digits", "uppercase", "code_lines", "language_score")
 
 
-def measure(texts: pa.Array | Sequence[str], languages: Sequence[str], scores: Sequence[float] | None = None) -> pa.StructArray:
+def _core(pages: Pages) -> dict[str, list[float]]:
+    rows = [_measure_one(text, language, score) for text, language, score in zip(pages.texts, pages.languages, pages.scores, strict=True)]
+    return {name: [row[name] for row in rows] for name in (*_COUNTS, *_SHARES)}
+
+
+def _pii(pages: Pages) -> dict[str, np.ndarray]:
+    finds = [count_pii(text) for text in pages.texts]
+    columns = {kind: np.array([find[kind] for find in finds], np.int32) for kind in ("emails", "ips", "phones")}
+    return columns | {"pii_per_word": sum(columns.values()) / np.maximum(np.diff(pages.words.rows), 1)}
+
+
+CORE = Source(counts(*_COUNTS) | shares(*_SHARES), _core)
+PII_SIGNALS = Source(counts("emails", "ips", "phones") | shares("pii_per_word"), _pii)
+SOURCES: tuple[Source, ...] = (CORE, PII_SIGNALS)  # a signal's name belongs to one source
+SIGNAL_TYPE = pa.struct([field for source in SOURCES for field in source.types.items()])
+
+
+def measure(
+    texts: pa.Array | Sequence[str], languages: Sequence[str], scores: Sequence[float] | None = None, sources: Sequence[Source] = SOURCES
+) -> pa.StructArray:
     """Signals of every text; an empty text has zeros everywhere.
 
     `languages` holds lid.176 codes ("en"); they choose stop words and how clitics are split. `scores` are the model's
@@ -43,12 +62,22 @@ def measure(texts: pa.Array | Sequence[str], languages: Sequence[str], scores: S
     """
     values = texts.to_pylist() if isinstance(texts, pa.Array | pa.ChunkedArray) else texts
     scores = [1.0] * len(values) if scores is None else scores
-    rows = [measure_one(text or "", language or "", score) for text, language, score in zip(values, languages, scores, strict=True)]
-    return pa.array(rows, type=SIGNAL_TYPE)
+    pages = Pages([text or "" for text in values], [language or "" for language in languages], scores)
+    columns = {name: pa.array(column, kind) for source in sources for (name, column), kind in _typed(source, pages)}
+    return pa.StructArray.from_arrays(list(columns.values()), list(columns))
+
+
+def _typed(source: Source, pages: Pages):
+    measured = source.measure(pages)
+    return [((name, measured[name]), kind) for name, kind in source.types.items()]
 
 
 def measure_one(text: str, language: str = "en", score: float = 1.0) -> dict[str, float]:
     """Signals of one text."""
+    return measure([text], [language], [score])[0].as_py()
+
+
+def _measure_one(text: str, language: str, score: float) -> dict[str, float]:
     signals: dict[str, float] = dict.fromkeys(_COUNTS, 0) | dict.fromkeys(_SHARES, 0.0)
     signals["language_score"] = float(score)
     if not text.strip():
@@ -59,7 +88,7 @@ def measure_one(text: str, language: str = "en", score: float = 1.0) -> dict[str
     _repetition(signals, text, words)
     _c4(signals, text)
     _fineweb(signals, text, words)
-    _extras(signals, text, words)
+    _extras(signals, text)
     return signals
 
 
@@ -92,10 +121,10 @@ def _repetition(signals: dict[str, float], text: str, words: Words) -> None:
 
 def _c4(signals: dict[str, float], text: str) -> None:
     strict, loose = c4_counts(text.splitlines())
-    for prefix, counts in (("c4", strict), ("c4_any", loose)):
-        signals[f"{prefix}_sentences"] = counts.sentences
-        signals[f"{prefix}_lorem_ipsum"] = counts.lorem_ipsum
-        signals[f"{prefix}_curly_bracket"] = counts.curly_bracket
+    for prefix, found in (("c4", strict), ("c4_any", loose)):
+        signals[f"{prefix}_sentences"] = found.sentences
+        signals[f"{prefix}_lorem_ipsum"] = found.lorem_ipsum
+        signals[f"{prefix}_curly_bracket"] = found.curly_bracket
     signals["long_lines"] = sum(len(line) >= MC4_LONG_LINE for line in text.split("\n"))
 
 
@@ -108,14 +137,11 @@ def _fineweb(signals: dict[str, float], text: str, words: Words) -> None:
     signals["newlines_per_word"] = newlines / max(len(words), 1)
 
 
-def _extras(signals: dict[str, float], text: str, words: Words) -> None:
+def _extras(signals: dict[str, float], text: str) -> None:
     lines = [line for line in text.split("\n") if line.strip()]
     signals["digits"] = sum(map(str.isdigit, text)) / len(text)
     signals["uppercase"] = sum(map(str.isupper, text)) / len(text)
     signals["code_lines"] = sum(_CODE.search(line[:400]) is not None for line in lines) / len(lines)
-    pii = count_pii(text)
-    signals.update(pii)
-    signals["pii_per_word"] = sum(pii.values()) / max(len(words), 1)
 
 
 def _duplicates(parts: list[str]) -> tuple[int, int]:

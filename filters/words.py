@@ -51,7 +51,11 @@ class Words:
 
 def split_words(text: str, language: str = "") -> list[str]:
     """The words of a text; `language` is an ISO 639-1 code and matters only where clitics are written with an apostrophe."""
-    return (_ELIDING if language in ELIDING_LANGUAGES else _PLAIN).findall(text)
+    return word_pattern(language).findall(text)
+
+
+def word_pattern(language: str = "") -> re.Pattern[str]:
+    return _ELIDING if language in ELIDING_LANGUAGES else _PLAIN
 
 
 def words_of(text: str, language: str = "") -> Words:
