@@ -1,8 +1,10 @@
 """Files appear whole or not at all: written under a temporary name in the same folder, then renamed."""
 
+import os
 import uuid
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 
 def write_file(uri: str, data: bytes | str) -> None:
@@ -14,3 +16,27 @@ def write_file(uri: str, data: bytes | str) -> None:
     with fs.open(temporary, "wb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
     fs.mv(temporary, path)
+
+
+def create_file(uri: str, data: bytes | str) -> bool:
+    """Write a file unless there is one of its name: of several callers at once exactly one succeeds. Returns whether this one did."""
+    fs, path = fsspec.url_to_fs(str(uri))
+    content = data.encode() if isinstance(data, str) else data
+    folder, _, leaf = path.rpartition("/")
+    fs.makedirs(folder, exist_ok=True)
+    if not isinstance(fs, LocalFileSystem):
+        try:
+            fs.pipe_file(path, content, mode="create")  # object stores create a key whole
+        except FileExistsError:
+            return False
+        return True
+    temporary = f"{folder}/.tmp-{uuid.uuid4().hex}-{leaf}"
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+        os.link(temporary, path)  # fails if the name is taken; a plain exclusive open would show the file before it is written
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(temporary)
+    return True

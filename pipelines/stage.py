@@ -7,9 +7,10 @@ A stage is three functions that know nothing of processes, progress or resume:
     close(receipts, config)       -> extra facts for dataset.json (optional)
 
 The runner gives each part to the cluster, writes its files under temporary names, renames them, and writes the receipt
-last; a part with a receipt is never run again. When all parts are done it checks that every row that entered either
-stayed or left with a reason, and writes `dataset.json`, again by rename. So a `kill -9` at any instant costs at most the
-parts in flight, and the same command finishes the dataset with the same bytes.
+last (`pipelines.receipts`: also when a part runs twice at once); a part with a receipt is never run again. When all parts are
+done it checks that every row that entered either stayed or left with a reason, and that the files are what the receipts say,
+and writes `dataset.json`, again by rename. So a `kill -9` at any instant costs at most the parts in flight, and the same
+command finishes the dataset with the same bytes.
 """
 
 import hashlib
@@ -32,6 +33,7 @@ from pipelines.cluster import Cluster
 from pipelines.dataset import Dataset
 from pipelines.errors import UserError
 from pipelines.progress import Progress, ProgressEvent, silent
+from pipelines.receipts import Receipts, load_json
 from pipelines.recipe import Recipe, digest_of
 
 END_BYTES = 1 << 20  # read of an input file to tell it from another: a whole read of a remote crawl would cost a download
@@ -95,16 +97,14 @@ class PartOutput:
             yield target
         self._settle(target, final)
 
-    def commit(self) -> dict[str, Any]:
-        """Close the files, give them their final names and return the receipt's content."""
+    def seal(self) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+        """Close the files. Returns the receipt's content and the files' (temporary, final) paths."""
         kept, rejected = self._rows["parts"], self._rows["rejected"]
         assert self._rows_in == kept + rejected, f"{self._part}: {self._rows_in} rows entered, {kept} kept + {rejected} rejected"
         while self._writers:
             folder, writer = self._writers.popitem()
             self._settle(writer.close(), f"{folder}/{self._part}.parquet")
-        for temporary, final in self._pending:
-            self._fs.mv(temporary, final)
-        return {
+        receipt = {
             "rows_in": self._rows_in,
             "rows": kept,
             "rejected_rows": rejected,
@@ -112,9 +112,10 @@ class PartOutput:
             "counters": self._counters,
             "files": sorted(self._files, key=lambda entry: entry["path"]),
         }
+        return receipt, self._pending
 
     def abandon(self) -> None:
-        """Drop what was written so far (the part failed)."""
+        """Drop what was written and has no final name: the part failed, or another attempt at it was faster."""
         written = [writer.close().path for writer in self._writers.values()] + [temporary for temporary, _ in self._pending]
         for temporary in written:
             if self._fs.exists(temporary):
@@ -161,7 +162,7 @@ def run_stage(
         "inputs": [_describe(uri) for uri in inputs],
     }
     fingerprint = digest_of({**identity, "inputs": [{key: entry[key] for key in entry if key != "uri"} for entry in identity["inputs"]]})
-    plan = _load_json(fs, f"{root}/plan.json")
+    plan = load_json(fs, f"{root}/plan.json")
     if plan is not None and plan["fingerprint"] != fingerprint:
         raise UserError(f"{out}: output folder of another run (differs in {_difference(plan, identity)}); choose another --out or remove it")
     if Dataset.exists(out):
@@ -173,11 +174,13 @@ def run_stage(
         plan = {**identity, "fingerprint": fingerprint, "parts": payloads}
         _write_json(f"{out}/plan.json", plan)
 
-    receipts = {index: _load_json(fs, _receipt(root, index)) for index in range(len(plan["parts"]))}
+    kept = Receipts(fs, root, out, fingerprint)
+    kept.forget_claims()
+    receipts = {index: kept.read(index) for index in range(len(plan["parts"]))}
     todo = [index for index, receipt in receipts.items() if receipt is None]
     total, done = len(receipts), len(receipts) - len(todo)
     progress(ProgressEvent(stage.name, done, total))
-    jobs = [_Job(stage.run, config, plan["parts"][index], out, index) for index in todo]
+    jobs = [_Job(stage.run, config, plan["parts"][index], out, index, fingerprint) for index in todo]
     for position, receipt in (cluster or Cluster()).map(_run_part, jobs):
         receipts[todo[position]] = receipt
         done += 1
@@ -192,19 +195,21 @@ class _Job:
     payload: dict[str, Any]
     out: str
     index: int
+    fingerprint: str
 
 
 def _run_part(job: _Job) -> dict[str, Any]:
     fs, root = fsspec.url_to_fs(job.out)
+    receipts = Receipts(fs, root, job.out, job.fingerprint)
+    done = receipts.read(job.index)
+    if done is not None:  # by an attempt whose end the scheduler did not hear of
+        return done
     output = PartOutput(fs, root, job.index)
     try:
         job.run(job.payload, job.config, output)
-        receipt = output.commit()
-    except BaseException:
+        return receipts.publish(job.index, *output.seal())
+    finally:
         output.abandon()
-        raise
-    _write_json(_receipt(job.out, job.index), receipt)
-    return receipt
 
 
 def _close(stage: Stage, fs: Any, root: str, out: str, plan: dict, receipts: list[dict], config: Any, name: str) -> Dataset:
@@ -235,6 +240,9 @@ def _close(stage: Stage, fs: Any, root: str, out: str, plan: dict, receipts: lis
         "digest": digest_of([[entry["path"], entry["sha256"]] for entry in files]),
         "extra": stage.close(receipts, config) if stage.close else {},
     }
+    for entry in files:
+        if not fs.exists(f"{root}/{entry['path']}") or fs.size(f"{root}/{entry['path']}") != entry["bytes"]:
+            raise UserError(f"{out}/{entry['path']} is not what its part wrote; remove {out}/receipts and run the command again")
     for stray in fs.glob(f"{root}/**/.tmp-*"):  # what killed workers left behind
         fs.rm(stray)
     _write_json(f"{out}/dataset.json", meta)
@@ -337,17 +345,6 @@ def _difference(plan: dict[str, Any], identity: dict[str, Any]) -> str:
     there, here = plan["config"], identity["config"]
     keys = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
     return f"config key {', '.join(keys)}" if keys else "inputs"
-
-
-def _receipt(root: str, index: int) -> str:
-    return f"{root}/receipts/part-{index:05d}.json"
-
-
-def _load_json(fs: Any, path: str) -> Any:
-    if not fs.exists(path):
-        return None
-    with fs.open(path, "rb") as file:
-        return json.load(file)
 
 
 def _write_json(uri: str, value: Any) -> None:
