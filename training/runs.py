@@ -23,7 +23,7 @@ from pipelines.atomic import write_file
 from pipelines.errors import UserError
 from pipelines.recipe import digest_of
 
-__all__ = ["RunFolder", "TrainResult", "model_digest", "write_json"]
+__all__ = ["RunFolder", "RunRecord", "TrainResult", "model_digest", "write_json"]
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,30 @@ class RunFolder:
         done = {"steps": steps, "tokens": tokens, "metrics": dict(metrics), "model_digest": model_digest(self.model)}
         write_json(self.path / "done.json", done)
         return TrainResult(str(self.model), steps, tokens, dict(metrics))
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A training run's folder as others read it: what it is, and how many steps it has taken so far."""
+
+    path: Path
+    kind: str
+    recipe: dict[str, Any]
+    inputs: dict[str, Any]
+    steps: int
+
+    @classmethod
+    def read(cls, path: str | Path) -> RunRecord:
+        """Read a finished, running or interrupted run; a step counts once its row of metrics is written.
+
+        Raises:
+            FileNotFoundError: no training run lies there.
+        """
+        path = Path(path)
+        identity = json.loads((path / "run.json").read_text(encoding="utf-8"))["identity"]
+        metrics = path / "metrics.jsonl"
+        steps = sum(line.endswith("\n") for line in metrics.open(encoding="utf-8")) if metrics.exists() else 0
+        return cls(path, identity["kind"], identity["recipe"], identity["inputs"], steps)
 
 
 def _difference(found: Any, wanted: Any, prefix: str = "") -> str:

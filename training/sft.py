@@ -9,7 +9,7 @@ weighs every conversation alike; with `sample_from` the run starts with the firs
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -61,9 +61,7 @@ def sft(recipe: SftRecipe, out: str, progress: Progress = silent) -> TrainResult
         return result
     lm, tokenizer = load_model(recipe.init_from)
     policy = set_precision(lm, recipe.precision, recipe.seed)
-    windows = ConversationWindows(
-        _encoded(datasets, tokenizer), length=recipe.sequence_length, batch_size=recipe.batch_size, seed=recipe.seed
-    )
+    windows = conversation_windows(recipe, datasets, tokenizer)
     steps = recipe.steps or max(1, round(recipe.epochs * windows.steps_per_epoch))
     sample_from = round(recipe.sample_from * steps)
 
@@ -84,6 +82,11 @@ def sft(recipe: SftRecipe, out: str, progress: Progress = silent) -> TrainResult
     return trainer.run(step, lambda: save_model_folder(lm, tokenizer, folder.model), extra=facts)
 
 
+def conversation_windows(recipe: SftRecipe, datasets: Sequence[Dataset], tokenizer: Any) -> ConversationWindows:
+    """The windows of a run, in its order: a function of recipe, datasets and tokenizer, so who was read when can be asked later."""
+    return ConversationWindows(_encoded(datasets, tokenizer), length=recipe.sequence_length, batch_size=recipe.batch_size, seed=recipe.seed)
+
+
 def sample_weights(window: Window) -> torch.Tensor:
     """Loss weights under which every conversation of the batch counts alike: 1 / (its assistant tokens). float32 [B, T]."""
     mask_BT, seq_BT = window.loss_mask_BT, window.seq_idx_BT.long()
@@ -91,7 +94,7 @@ def sample_weights(window: Window) -> torch.Tensor:
     return mask_BT / counts_BD.gather(1, seq_BT).clamp(min=1.0)
 
 
-def _encoded(datasets: list[Dataset], tokenizer: Any) -> Iterator[tuple[str, list[int], list[int]]]:
+def _encoded(datasets: Sequence[Dataset], tokenizer: Any) -> Iterator[tuple[str, list[int], list[int]]]:
     for dataset in datasets:
         for batch in dataset.batches(columns=["id", "messages"]):
             for row in batch.to_pylist():

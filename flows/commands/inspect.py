@@ -68,33 +68,47 @@ def why(
 
 
 def trace(
-    run: Annotated[str, typer.Argument(help="A demo's folder, a training run's folder, or shards.", metavar="RUN")],
-    step: Annotated[int, typer.Option("--step", min=0, help="Training step.")],
-    sample: Annotated[int, typer.Option("--sample", min=0, help="Row of the step's batch.")] = 0,
+    run: Annotated[str, typer.Argument(help="Back: a demo's folder, a training run's folder, or shards. Forward: any folder above them.", metavar="RUN")],
+    step: Annotated[int | None, typer.Option("--step", min=0, help="Back from this training step ...", show_default=False)] = None,
+    sample: Annotated[int, typer.Option("--sample", min=0, help="... and this row of its batch.")] = 0,
     token: Annotated[int | None, typer.Option("--token", min=0, help="Only the document under this position.")] = None,
     stage: Annotated[str, typer.Option("--stage", help="Of a demo: pretrain or continued.")] = "pretrain",
+    url: Annotated[str | None, typer.Option("--url", help="Forward from the page with this URL (or from a document's id).", metavar="URL|ID")] = None,
     json: Json = False,
 ) -> None:
-    """From a training batch's tokens back to the WARC record, or to the generator, task and prompt.
+    """Back from a batch's tokens to the WARC record or the generator; forward from a page to the runs and steps that read it.
 
     Examples:
 
         gristmill trace runs/first --step 100 --sample 3
 
         gristmill trace runs/first --step 10 --sample 0 --token 17 --stage continued
+
+        gristmill trace runs --url https://example.org/page
     """
     from dataclasses import asdict
 
     from flows.console import out as screen
     from flows.console import summary
-    from flows.run_folder import shards_of
-    from pipelines.lineage import trace as run_trace
+    from pipelines.errors import UserError
 
-    found = run_trace(shards_of(run, stage), step, sample, token)
+    if (step is None) == (url is None):
+        raise UserError("trace what? give --step (back, to the record) or --url (forward, to the runs that read it)")
+    if url is not None:
+        from flows.consumption import journey
+        from flows.journey_tree import tree
+
+        found = journey(run, url)
+        shown = tree(found)
+    else:
+        from flows.run_folder import shards_of
+        from pipelines.lineage import trace as run_trace
+
+        found = shown = run_trace(shards_of(run, stage), step, sample, token)
     if json:
         summary("", {}, as_json=True, result=asdict(found))
     else:
-        screen.print(found)
+        screen.print(shown)
 
 
 def forget(
@@ -104,11 +118,12 @@ def forget(
     host: Annotated[list[str] | None, typer.Option("--host", help="Documents of this host; may be repeated.")] = None,
     id: Annotated[list[str] | None, typer.Option("--id", help="This document; may be repeated.")] = None,
     list_file: Annotated[str | None, typer.Option("--list", help="A file with an id a line.", metavar="FILE")] = None,
+    runs: Annotated[str | None, typer.Option("--runs", help="Where to look for training runs that read them; beside SHARDS without.", metavar="DIR")] = None,
     workers: Workers = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Write datasets and shards anew without some documents and what was generated from them.
+    """Write datasets and shards anew without some documents and what was generated from them; name the runs that read them.
 
     Example:
 
@@ -117,6 +132,7 @@ def forget(
     from pathlib import Path
 
     from flows.console import progress_on_screen, summary
+    from flows.consumption import consumptions, datasets_in
     from pipelines.cluster import open_cluster
     from pipelines.errors import UserError
     from pipelines.forget import forget as run
@@ -128,11 +144,14 @@ def forget(
         raise UserError("forget what? no document matches; give --url, --host, --id or --list")
     with progress_on_screen(quiet) as progress, open_cluster(workers) as cluster:
         gone = run(shards, ids, out, cluster=cluster, progress=progress)
+    beside = runs or str(Path(shards).absolute().parent)
+    read = list(consumptions(beside, [*gone.requested, *gone.descendants], datasets_in(beside)))
     facts = {
         "shards": gone.shards.uri,
         "documents forgotten": len(gone.requested),
         "made from them, gone too": len(gone.descendants),
         "readings in the old plan": len(gone.readings),
+        "runs that read them": "; ".join(f"{run.run} (planned anew since)" if run.replanned else f"{run.run} ({len(run.steps)} times)" for run in read) or "none",
         "still hold them": "; ".join(gone.superseded) or "nothing else",
     }
     summary("forgotten", facts, quiet=quiet, as_json=json)

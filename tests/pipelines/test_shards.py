@@ -212,12 +212,3 @@ def test_shards_are_read_from_any_store_and_checked_on_arrival(made):
     with pytest.raises(UserError, match="web-train-00000.bin: the bytes that arrived"):
         _ = ShardSet.open("memory://there").shards("web")[0].tokens
     assert [problem["id"] for problem in problem_rows(1)] == ["problem-0000"]
-
-
-@pytest.mark.peer
-def test_megatron_core_reads_them(made):
-    indexed = pytest.importorskip("megatron.core.datasets.indexed_dataset", reason="megatron-core is not installed here")
-    shard = made[3].shards("web")[0]
-    theirs = indexed.IndexedDataset(made[3].path(shard.prefix))
-    assert len(theirs) == shard.documents
-    assert all(np.array_equal(theirs[index], shard.document(index)) for index in range(shard.documents))
