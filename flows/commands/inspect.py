@@ -145,13 +145,14 @@ def forget(
     with progress_on_screen(quiet) as progress, open_cluster(workers) as cluster:
         gone = run(shards, ids, out, cluster=cluster, progress=progress)
     beside = runs or str(Path(shards).absolute().parent)
-    read = list(consumptions(beside, [*gone.requested, *gone.descendants], datasets_in(beside)))
+    consumed = consumptions(beside, [*gone.requested, *gone.descendants], datasets_in(beside))
+    read = [f"{run.run} ({'planned anew since' if run.replanned else f'{len(run.steps)} times'})" for run in consumed]
     facts = {
         "shards": gone.shards.uri,
         "documents forgotten": len(gone.requested),
         "made from them, gone too": len(gone.descendants),
         "readings in the old plan": len(gone.readings),
-        "runs that read them": "; ".join(f"{run.run} (planned anew since)" if run.replanned else f"{run.run} ({len(run.steps)} times)" for run in read) or "none",
+        "runs that read them": "; ".join(read) or "none",
         "still hold them": "; ".join(gone.superseded) or "nothing else",
     }
     summary("forgotten", facts, quiet=quiet, as_json=json)

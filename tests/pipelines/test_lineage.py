@@ -1,10 +1,8 @@
 """A token leads to its record or its generator, and a document to every step that reads it."""
 
 import shutil
-import time
 from dataclasses import asdict
 
-import pyarrow as pa
 import pytest
 from rich.console import Console
 from shard_sets import dataset, web_rows
@@ -14,9 +12,7 @@ from pipelines.errors import UserError
 from pipelines.lineage import Reading, ids_of, readings, trace
 from pipelines.loader import TokenStream
 from pipelines.mixture import Mixture, Source
-from pipelines.recipe import Recipe
 from pipelines.shards import tokenize
-from pipelines.stage import Stage, run_stage
 from pipelines.tokenizer import load_tokenizer, train_tokenizer
 
 
@@ -51,12 +47,6 @@ def run(tmp_path_factory, request):
     )
     mixture = Mixture(sources=sources, sequence_length=64, batch_size=5, packing=request.param)
     return folder, tokenize(mixture, tokenizer, str(folder / "shards"))
-
-
-def a_tenth(payload, config, output):
-    ids = [f"{index:032x}" for index in range(payload["part"] * 100_000, (payload["part"] + 1) * 100_000)]
-    output.read(len(ids))
-    output.write(pa.table({"id": ids, "text": ["one two"] * len(ids), "url": ["https://mill.example/" + identity for identity in ids]}))
 
 
 def first_sample(shards, source):
@@ -151,14 +141,3 @@ def test_a_moved_run_and_a_vanished_dataset(run, tmp_path):
     shutil.rmtree(tmp_path / "moved/deduped")
     gone = trace(moved, step, sample).spans[0]
     assert gone.document is None and "deduped is not at" in gone.missing
-
-
-@pytest.mark.slow
-def test_a_trace_takes_less_than_a_second_on_a_million_documents(tmp_path):
-    many = str(tmp_path / "many")
-    run_stage(Stage(name="many", version=1, plan=lambda inputs, config: [{"part": part} for part in range(10)], run=a_tenth), [], Recipe(), many)
-    tokenizer = train_tokenizer([many], 272, tmp_path, special_tokens=SPECIAL_TOKENS, max_bytes=1000)
-    shards = tokenize(Mixture(sources=(Source(name="many", dataset=many, weight=1),)), tokenizer, str(tmp_path / "shards"))
-    start = time.perf_counter()
-    assert trace(shards.uri, 5, 5).spans[0].document is not None
-    assert time.perf_counter() - start < 1, f"{time.perf_counter() - start:.2f} s"
