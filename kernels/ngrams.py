@@ -10,7 +10,9 @@ What a word is, in one table a normalisation (`fold_table`), so that policy is d
   three "words" long and shares no shingle with its near-copy;
 - `strip_marks` drops accents, `fold_digits` reads every run of decimal digits as one 0 (both datatrove's defaults, hence FineWeb's);
 - `symbols` makes each operator sign a word of its own, so that "12 + 34" and "12 - 34" differ (mathematics, code);
-- `unit="characters"` takes every character as a word, white space collapsed to one space (NeMo Curator's shingles).
+- `unit="characters"` takes every character as a word, white space collapsed to one space (NeMo Curator's shingles);
+- `unit="letters"` takes every letter and digit as a word and nothing else (GPT-4's substring match): line breaks inside words hide nothing;
+- `loose` reads what looks alike alike: fullwidth, mathematical and superscript letters are plain ones, apostrophes and invisible characters vanish.
 
 Hashes: word = fmix64 of a multiply-xor chain over code points; n-gram = fmix64 of a polynomial over word hashes modulo 2^64, which
 rolls in O(1) a word whatever n is. A text with fewer than n words has one n-gram: all of it; a text without words has none.
@@ -26,7 +28,7 @@ import numba
 import numpy as np
 from numba import uint64
 
-Unit = Literal["words", "characters"]
+Unit = Literal["words", "characters", "letters"]
 
 LIMIT = 0x32400  # past the last assigned letter (CJK extension H ends at U+323AF); beyond it: separators
 
@@ -46,6 +48,7 @@ UNSPACED = (
     (0xF900, 0xFAFF),  # CJK compatibility ideographs
     (0x20000, 0x323AF),  # CJK extensions B to H
 )
+APOSTROPHES = "'\u2018\u2019\u02bc\uff07"
 SYMBOLS = "+-*/=<>^%|&~!\u2212\u00d7\u00f7\u2264\u2265\u2260"  # operators that change what a formula or a line of code means
 
 MASK = (1 << 64) - 1
@@ -61,6 +64,7 @@ class Normalisation(NamedTuple):
     strip_marks: bool = True
     fold_digits: bool = True
     symbols: bool = False
+    loose: bool = False
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
@@ -71,6 +75,12 @@ def fold(character: str, rules: Normalisation) -> tuple[int, int]:
     code = ord(character)
     if code >= LIMIT:
         return SEPARATOR, 0
+    if rules.loose:
+        plain = unicodedata.normalize("NFKC", character)
+        if len(plain) == 1:
+            character, code = plain, ord(plain)
+        if character in APOSTROPHES or character == "\0" or unicodedata.category(character) == "Cf":
+            return DROP, 0
     category = unicodedata.category(character)
     if rules.unit == "characters" and (character.isspace() or category == "Cc"):
         return SPACE, ord(" ")
@@ -84,7 +94,7 @@ def fold(character: str, rules: Normalisation) -> tuple[int, int]:
         decomposed = unicodedata.normalize("NFD", folded)
         if rules.strip_marks and all(unicodedata.category(mark) == "Mn" for mark in decomposed[1:]):
             folded = decomposed[0]
-        return (SINGLE if rules.unit == "characters" else kind), ord(folded)
+        return (kind if rules.unit == "words" else SINGLE), ord(folded)
     if rules.unit == "characters" or (rules.symbols and character in SYMBOLS):
         return SINGLE, code
     return SEPARATOR, 0

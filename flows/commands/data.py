@@ -141,8 +141,12 @@ def select(
 def decontaminate(
     inputs: Inputs,
     out: Out,
-    against: Annotated[list[str], typer.Option("--against", "-a", help="A benchmark file (JSONL, CSV, Parquet) or dataset; may be repeated.", metavar="FILE")],
-    recipe: RecipeName = None,
+    against: Annotated[
+        list[str],
+        typer.Option("--against", "-a", help="Benchmarks: a file (JSONL, CSV, Parquet, tar), folder, glob or dataset; may be repeated.", metavar="FILE"),
+    ],
+    recipe: RecipeName = "decontaminate",
+    show: Annotated[int, typer.Option("--show", min=0, help="Print so many of the documents that left, each with its item and the text that matched.")] = 5,
     workers: Workers = None,
     scheduler: Scheduler = None,
     quiet: Quiet = False,
@@ -153,9 +157,11 @@ def decontaminate(
 
     Examples:
 
-        gristmill decontaminate deduped --against gsm8k/test.jsonl --out clean --recipe decontaminate
+        gristmill decontaminate deduped --against benchmarks/ --out clean
 
-        gristmill decontaminate deduped --against mmlu.csv --against ifeval.jsonl --out clean preset=ngram8
+        gristmill decontaminate deduped --against mmlu.tar --against 'gsm8k/*.jsonl' --out clean --show 20 preset=ngram8
+
+        gristmill decontaminate generated --against heldout/problems --out clean --recipe decontaminate-generated
     """
     from flows.console import progress_on_screen
     from pipelines.cluster import open_cluster
@@ -167,7 +173,7 @@ def decontaminate(
     chosen = load_recipe(DecontaminateRecipe, recipe, overrides)
     with progress_on_screen(quiet) as progress, open_cluster(workers, scheduler) as cluster:
         dataset = run(some(datasets, "dataset"), against, chosen, out, cluster=cluster, progress=progress)
-    dataset_summary("decontaminated", dataset, quiet, json)
+    dataset_summary("decontaminated", dataset, quiet, json, [leaks_table(dataset, show)] if show and dataset.rejected_rows else [])
 
 
 def bucket(
@@ -226,7 +232,19 @@ def train_classifier(
     dataset_summary("classifiers", dataset, quiet, json)
 
 
-def dataset_summary(verb: str, dataset, quiet: bool, json: bool) -> None:
+def leaks_table(dataset, count: int):
+    """The first documents that left a decontamination: what matched, and the benchmark item it was held for."""
+    from json import loads
+
+    from flows.console import table_of
+
+    rows = dataset.scan_rejected().head(count).collect().to_dicts()
+    told = [(row.get("url") or row.get("id") or "", loads(row["detail"])) for row in rows]
+    columns = ["document", "item", "share of it", "text that matched", "item's text"]
+    return table_of("leaks", columns, [(name, leak["item"], leak["coverage"], leak["span"], leak["item_text"]) for name, leak in told])
+
+
+def dataset_summary(verb: str, dataset, quiet: bool, json: bool, more: list | None = None) -> None:
     """The last screen of every verb that writes a dataset."""
     from flows.console import summary, table_of
 
@@ -244,7 +262,7 @@ def dataset_summary(verb: str, dataset, quiet: bool, json: bool) -> None:
     }
     reasons = [(reason, count, f"{count / max(1, dataset.rows_in):.1%}") for reason, count in list(dataset.reasons.items())[:12]]
     tables = [table_of("why rows left", ["reason", "rows", "of all"], reasons)] if reasons else []
-    summary(verb, facts, tables, quiet=quiet, as_json=json, result=result)
+    summary(verb, facts, [*tables, *(more or [])], quiet=quiet, as_json=json, result=result)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -23,6 +23,8 @@ RULES = [
     Normalisation(strip_marks=False, fold_digits=False),
     Normalisation(fold_digits=False, symbols=True),
     Normalisation(unit="characters", strip_marks=False, fold_digits=False),
+    Normalisation(fold_digits=False, loose=True),
+    Normalisation(unit="letters", fold_digits=False, loose=True),
 ]
 # Any characters, and those where the rules meet: digits, marks, spaces, unspaced scripts, operators, beyond the BMP.
 EDGES = "ab Z09\t\n.,-+é\u0301ıİßñ中文かกำ한\U00020000\U0001f600\U000e0100\u0660"
@@ -56,6 +58,8 @@ def test_words_are_what_a_person_expects():
     assert words_reference("東京タワー 2024年") == ["東", "京", "タ", "ワ", "ー", "0", "年"]
     assert words_reference("12 + 34 = -5", Normalisation(fold_digits=False, symbols=True)) == ["12", "+", "34", "=", "-", "5"]
     assert "".join(words_reference(" A\n\n b. ", Normalisation(unit="characters"))) == "a b."
+    assert words_reference("\uff24on\u2019t \U0001d42f\u00b2 so\u00adft\u200b", Normalisation(loose=True)) == ["dont", "v0", "soft"]
+    assert "".join(words_reference("A b-\nc, 1!", Normalisation(unit="letters", fold_digits=False))) == "abc1"
     assert words_reference("한국어") == ["한국어"]  # a syllable is no letter with accents
 
 
