@@ -6,11 +6,12 @@ plans, receipts): tables stay in files.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pipelines.errors import UserError
 
+STARTS = 3  # attempts at starting a local cluster
 
 class Cluster:
     """Maps a function over items; `client` is a `distributed.Client`, or None to work serially in this process."""
@@ -65,7 +66,15 @@ def open_cluster(workers: int | None = None, scheduler: str | None = None) -> It
                 yield Cluster(client)
             return
         count = workers or os.cpu_count() or 1
-        # A part bounds its own memory; Dask's pausing and killing at fractions of a guess would only stall it.
-        with LocalCluster(n_workers=count, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0, silence_logs=50) as local:
-            with Client(local) as client:
-                yield Cluster(client)
+        with _started(LocalCluster, count) as local, Client(local) as client:
+            yield Cluster(client)
+
+
+def _started(local_cluster: type, workers: int) -> Any:
+    """A local cluster. Dask replaces a worker that dies at work, but gives up when one dies while it starts: then all start again."""
+    # A part bounds its own memory; Dask's pausing and killing at fractions of a guess would only stall it.
+    options = {"threads_per_worker": 1, "processes": True, "dashboard_address": ":0", "memory_limit": 0, "silence_logs": 50}
+    for _ in range(STARTS - 1):
+        with suppress(RuntimeError):
+            return local_cluster(n_workers=workers, **options)
+    return local_cluster(n_workers=workers, **options)

@@ -161,7 +161,7 @@ def run_stage(
         "config": config.model_dump(mode="json"),
         "inputs": [_describe(uri) for uri in inputs],
     }
-    fingerprint = digest_of({**identity, "inputs": [{key: entry[key] for key in entry if key != "uri"} for entry in identity["inputs"]]})
+    fingerprint = digest_of({**identity, "inputs": [_nameless(entry) for entry in identity["inputs"]]})
     plan = load_json(fs, f"{root}/plan.json")
     if plan is not None and plan["fingerprint"] != fingerprint:
         raise UserError(f"{out}: output folder of another run (differs in {_difference(plan, identity)}); choose another --out or remove it")
@@ -321,6 +321,19 @@ class _ParquetFile:
         if not self._target.closed:
             self._target.close()
         return self._target
+
+
+def digest_of_inputs(inputs: Sequence[str]) -> str:
+    """What a run's inputs are, wherever they lie.
+
+    Raises:
+        UserError: one does not exist.
+    """
+    return digest_of([_nameless(_describe(str(uri))) for uri in inputs])
+
+
+def _nameless(described: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in described.items() if key != "uri"}
 
 
 def _describe(uri: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.dedup.clusters import VERDICT
-from pipelines.dedup.exchange import column, receive, row_of
+from pipelines.dedup.exchange import column, files_of, receive, row_of
 from pipelines.dedup.recipe import DedupRecipe
 from pipelines.dedup.signatures import ids_of
 from pipelines.stage import PartOutput
@@ -23,8 +23,8 @@ def apply(payload: dict, recipe: DedupRecipe, output: PartOutput) -> None:
     are the same page captured again). Rejected rows get `reason`, `detail` and `duplicate_of`: the id of the row that stayed in the
     comparison it lost (which may itself have lost a later one: a URL duplicate of a near duplicate).
     """
-    verdicts = receive(payload["verdicts"], payload["index"]) if payload["verdicts"] else VERDICT.empty_table()
-    captures = receive(payload["captures"], payload["index"]) if payload["captures"] else NO_CAPTURES
+    verdicts = receive(files_of(payload["verdicts"]), payload["index"]) if payload["verdicts"] else VERDICT.empty_table()
+    captures = receive(files_of(payload["captures"]), payload["index"]) if payload["captures"] else NO_CAPTURES
     with fsspec.open(payload["part"], "rb") as file, pq.ParquetFile(file) as parquet:
         rows = parquet.metadata.num_rows
         verdict_of, capture_of = _positions(verdicts, rows), _positions(captures, rows)

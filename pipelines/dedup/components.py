@@ -10,7 +10,7 @@ import numba
 import numpy as np
 import pyarrow as pa
 
-from pipelines.dedup.exchange import bucket_of, column, part_of, receive, send
+from pipelines.dedup.exchange import bucket_of, column, files_of, part_of, receive, send
 from pipelines.dedup.recipe import DedupRecipe
 from pipelines.stage import PartOutput
 
@@ -82,7 +82,7 @@ def small_star(payload: dict, recipe: DedupRecipe, output: PartOutput) -> None:
 
 def send_labels(payload: dict, recipe: DedupRecipe, output: PartOutput) -> None:
     """Send (document, centre) to the document's input part; the centre belongs to its own cluster."""
-    table = receive(payload["files"], payload["bucket"])
+    table = receive(files_of(payload["stars"]), payload["bucket"])
     node, centre = column(table, "node"), column(table, "other")
     centres = np.unique(centre)
     pairs = np.unique(np.column_stack((np.concatenate((node, centres)), np.concatenate((centre, centres)))), axis=0)
@@ -92,7 +92,7 @@ def send_labels(payload: dict, recipe: DedupRecipe, output: PartOutput) -> None:
 
 def _neighbours(payload: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(node, other, first row of each node), sorted, without repeats."""
-    table = receive(payload["files"], payload["bucket"])
+    table = receive([file for edges in payload["edges"] for file in files_of(edges)], payload["bucket"])
     node, other = column(table, "node"), column(table, "other")
     order = np.lexsort((other, node))
     node, other = node[order], other[order]

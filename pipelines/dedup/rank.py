@@ -67,10 +67,13 @@ def read_rank(part: str, keys: Sequence[str], rows: int, text_bytes: pa.Array) -
 
 
 def best_first(frame: pl.DataFrame, group: Sequence[str], keys: Sequence[str]) -> pl.DataFrame:
-    """Sort so that the first row of each group is the one that stays; absent values lose, ties go to the smaller id, then row."""
+    """Sort so that the first row of each group is the one that stays: one that an earlier crawl kept (`known`), else by the sort key.
+
+    Absent values lose, ties go to the smaller id, then row.
+    """
     parsed = [Key.parse(key) for key in keys]
-    by = [*group, *(f"{PREFIX}{index}" for index in range(len(parsed))), "id", "document"]
-    descending = [*(False for _ in group), *(key.descending for key in parsed), False, False]
+    by = [*group, "known", *(f"{PREFIX}{index}" for index in range(len(parsed))), "id", "document"]
+    descending = [*(False for _ in group), True, *(key.descending for key in parsed), False, False]
     return frame.sort(by, descending=descending, nulls_last=True, maintain_order=True)
 
 

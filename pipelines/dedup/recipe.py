@@ -20,6 +20,10 @@ class MinHashRecipe(Recipe):
     seed: int = Field(1, ge=0)
     strip_marks: bool = Field(True, description="read accented letters without their accents")
     fold_digits: bool = Field(True, description="read every number as 0")
+    verify: float | None = Field(None, gt=0, le=1, description="candidates count only if the true Jaccard similarity of their shingle sets is at least this")
+    heads: int = Field(
+        8, ge=1, description="with verify: documents of one band key are compared with this many first ones of them; 1 is a star, more than the group all pairs"
+    )
 
     @property
     def count(self) -> int:

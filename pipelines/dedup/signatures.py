@@ -3,6 +3,8 @@
 These are the only steps that read text before the last one; everything between works on keys of a few bytes.
 """
 
+from collections.abc import Iterator
+
 import fsspec
 import numpy as np
 import pyarrow as pa
@@ -11,7 +13,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from kernels import minhash
-from pipelines.dedup.exchange import bucket_of, column, documents, receive, row_of, send
+from pipelines.dedup.exchange import bucket_of, column, documents, files_of, receive, row_of, send
 from pipelines.dedup.rank import read_columns, read_rank
 from pipelines.dedup.recipe import DedupRecipe
 from pipelines.dedup.urls import canonical_url
@@ -45,9 +47,9 @@ def write_signatures(payload: dict, recipe: DedupRecipe, output: PartOutput) -> 
     Also writes `rows-<part>.arrow`: for every row (digest high, low, bytes of text), for the steps that choose survivors.
     """
     index, buckets = payload["index"], payload["buckets"]
-    lost = row_of(column(receive(payload["lost"], index), "document")) if payload["lost"] else np.empty(0, np.int64)
+    lost = row_of(column(receive(files_of(payload["captures"]), index), "document")) if payload["captures"] else np.empty(0, np.int64)
     highs, lows, sizes, keys, counts = [], [], [], [], []
-    for texts in _texts(payload["part"], recipe.text):
+    for texts in read_texts(payload["part"], recipe.text):
         high, low = _digests([text.as_buffer() if text.is_valid else b"" for text in texts])
         highs.append(high)
         lows.append(low)
@@ -72,6 +74,8 @@ def write_signatures(payload: dict, recipe: DedupRecipe, output: PartOutput) -> 
         signed = alive & (np.concatenate(counts) > 0)
         flat = np.concatenate(keys)[signed].ravel()
         table = pa.table({"key": flat, "document": np.repeat(numbers[signed], recipe.minhash.bands)})
+        if recipe.minhash.verify is not None:  # equal texts need no comparison, and a page held a million times would be compared as often
+            table = table.append_column("text", pa.array(np.repeat(low[signed], recipe.minhash.bands)))
         send(output, f"bands-{index:05d}.arrow", table, bucket_of(flat, buckets), buckets)
         output.count(signatures=int(signed.sum()), shingles=int(np.concatenate(counts)[alive].sum()))
     with output.file(f"rows-{index:05d}.arrow") as file:
@@ -88,7 +92,8 @@ def ids_of(table: pa.Table, part: int, begin: int = 0) -> pa.Array:
     return pa.array([f"{part}:{begin + row}" for row in range(table.num_rows)], pa.string())
 
 
-def _texts(part: str, name: str):
+def read_texts(part: str, name: str) -> Iterator[pa.Array]:
+    """The texts of a part, BATCH_ROWS at a time."""
     with fsspec.open(part, "rb") as file, pq.ParquetFile(file) as parquet:
         if name not in parquet.schema_arrow.names:
             raise UserError(f"{part}: no column {name!r} (columns: {', '.join(parquet.schema_arrow.names)})")
@@ -99,7 +104,7 @@ def _texts(part: str, name: str):
 
 
 def _text_bytes(part: str, name: str) -> pa.Array:
-    return pa.concat_arrays([pc.fill_null(pc.binary_length(texts), 0).cast(pa.int64()) for texts in _texts(part, name)])
+    return pa.concat_arrays([pc.fill_null(pc.binary_length(texts), 0).cast(pa.int64()) for texts in read_texts(part, name)])
 
 
 def _digests(values: list) -> tuple[np.ndarray, np.ndarray]:
