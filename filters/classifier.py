@@ -10,7 +10,7 @@ Training is a function of its inputs and seed alone: fastText runs on one thread
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import fasttext
@@ -51,9 +51,14 @@ class FastText:
         return scores
 
 
+def example(text: str | None, good: bool) -> str:
+    """A line of fastText's training file, or "" for a text without words."""
+    line = as_line(text or "")
+    return f"{GOOD if good else OTHER} {line}\n" if line else ""
+
+
 def train_fasttext(
-    good: Iterable[str],
-    other: Iterable[str],
+    examples: str | Path,
     path: str | Path,
     *,
     dimensions: int = 64,
@@ -63,33 +68,19 @@ def train_fasttext(
     buckets: int = 200_000,
     seed: int = 0,
 ) -> None:
-    """Train good against other and write the model to a local path.
-
-    The classes are interleaved by a seeded shuffle and fed through a file beside `path`, as fastText demands.
-    Raises ValueError when a class has no text.
-    """
-    lines = [f"{label} {line}" for label, texts in ((GOOD, good), (OTHER, other)) for line in map(as_line, texts) if line]
-    counts = [sum(line.startswith(label) for line in lines) for label in (GOOD, OTHER)]
-    if not all(counts):
-        raise ValueError(f"a classifier needs texts of both classes, got {counts[0]} good and {counts[1]} other")
-    order = np.random.default_rng(seed).permutation(len(lines))
-    examples = Path(f"{path}.examples")
-    try:
-        examples.write_text("".join(f"{lines[row]}\n" for row in order), encoding="utf-8")
-        model = fasttext.train_supervised(
-            input=str(examples),
-            dim=dimensions,
-            wordNgrams=word_ngrams,
-            epoch=epochs,
-            lr=learning_rate,
-            bucket=buckets,
-            minCount=2,
-            thread=1,
-            verbose=0,
-            seed=seed,
-        )
-    finally:
-        examples.unlink(missing_ok=True)
+    """Train on a local file of `example` lines, well mixed (fastText reads it in order, and never holds it), and write the model to a local path."""
+    model = fasttext.train_supervised(
+        input=str(examples),
+        dim=dimensions,
+        wordNgrams=word_ngrams,
+        epoch=epochs,
+        lr=learning_rate,
+        bucket=buckets,
+        minCount=2,
+        thread=1,
+        verbose=0,
+        seed=seed,
+    )
     temporary = f"{path}.tmp"
     model.save_model(temporary)
     os.replace(temporary, path)
@@ -160,6 +151,22 @@ def auc(scores: np.ndarray, good: np.ndarray) -> float:
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
     positives, negatives = int(good.sum()), int((~good).sum())
     return float((ranks[good].sum() - positives * (positives + 1) / 2) / (positives * negatives)) if positives and negatives else float("nan")
+
+
+def mean_rank(scores: Sequence[np.ndarray]) -> np.ndarray:
+    """The ensemble: the mean over classifiers of each document's rank among all, ties sharing theirs; float64 [D] in (0, 1)."""
+    ranks = []
+    for column in scores:
+        _, place, counts = np.unique(column, return_inverse=True, return_counts=True)
+        ranks.append(((np.cumsum(counts) - counts / 2) / column.size)[place])
+    return np.mean(ranks, axis=0)
+
+
+def reliability(scores: np.ndarray, good: np.ndarray, bins: int = 10) -> list[dict[str, float]]:
+    """How often a score is right: equally filled bins of documents in the order of their scores, each with `score` (mean), `good` (share) and `documents`."""
+    order = np.argsort(scores, kind="stable")
+    parts = np.array_split(order, min(bins, order.size))
+    return [{"score": float(scores[part].mean()), "good": float(good[part].mean()), "documents": int(part.size)} for part in parts if part.size]
 
 
 def _matrix(signals: pa.StructArray, names: Sequence[str]) -> np.ndarray:

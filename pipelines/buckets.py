@@ -1,19 +1,23 @@
-"""Twenty quality buckets from an ensemble of classifiers, as in Nemotron-CC (Su et al. 2024).
+"""Twenty quality buckets from an ensemble of classifiers.
 
-Each classifier ranks the corpus by its own score; ranks are cut every 5 % of *text* (UTF-8 bytes), not of documents; a document's bucket is
-the best that any classifier gives it, because they recognise different kinds of good text. Scores of different models never meet,
-only ranks do.
+Each classifier ranks the corpus by its own score: a document's rank is the share of *text* (UTF-8 bytes, not documents) that scores below it. Scores of
+different models never meet, only ranks do. They are combined in one of two ways:
+
+    mean   the mean of the ranks, ranked again: buckets hold equal shares of text. Beats every member on human labels (benchmarks/quality_buckets.py)
+    max    the best bucket any classifier gives, as Nemotron-CC publishes (Su et al. 2024): classifiers recognise different kinds of good text.
+           On the same labels this ranks below the mean; upper buckets hold more than their share
 
     scores   each part: every classifier's score, and how many bytes fall on each of 2^16 score bins
-    cuts     the bins of all parts summed: which bin begins which bucket, per classifier
-    <out>    each part again: `quality_bucket`, `quality_level`, `quality_scores`
+    ranks    the bins of all parts summed: the rank of every bin, per classifier
+    means    (mean only) each part: how many bytes fall on each of 2^16 bins of the mean rank; then `cuts`, their ranks
+    <out>    each part again: `quality_bucket`, `quality_level`, `quality_rank`, `quality_scores`
 
-Bins are uniform in the logit, where saturated probabilities still differ; they add up over parts, so no step sorts the corpus.
+Bins are uniform in the logit, where saturated probabilities still differ; byte counts add up exactly in any order, so no step sorts the corpus and
+no process holds more than a part's scores. A rank is off by at most half the share of the fullest bin, counted as `rank_error.<classifier>`.
 """
 
 import functools
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import fsspec
@@ -31,7 +35,7 @@ from pipelines.progress import Progress, silent
 from pipelines.recipe import Recipe
 from pipelines.stage import PartOutput, Stage, run_stage
 
-VERSION = 1
+VERSION = 2
 BINS = 1 << 16
 LOGIT_RANGE = 16.0  # float32 probabilities do not resolve anything beyond
 BATCH_ROWS = 1024
@@ -40,20 +44,21 @@ BATCH_ROWS = 1024
 class ClassifierSpec(Recipe):
     """A member of the ensemble."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_]+$", description="of its column in `quality_scores`")
     path: str = Field(description="a fastText model (any two-label one), or a signal classifier (.json)")
-    kind: Literal["fasttext", "signals"] = "fasttext"
-    label: str = GOOD
+    kind: Literal["fasttext", "signals"] = Field("fasttext", description="what the file holds")
+    label: str = Field(GOOD, description="fastText's label of good text, e.g. __label__hq")
 
 
 class BucketRecipe(Recipe):
     """The ensemble and the names of its buckets."""
 
-    classifiers: tuple[ClassifierSpec, ...] = Field(min_length=1)
-    buckets: int = Field(20, ge=2, le=100)
+    classifiers: tuple[ClassifierSpec, ...] = Field(min_length=1, description="the members: name, path, kind, label")
+    combine: Literal["mean", "max"] = Field("mean", description="mean of the classifiers' ranks, or the best bucket any gives (Nemotron-CC)")
+    buckets: int = Field(20, ge=2, le=100, description="of equal shares of text, for each classifier and (mean) for the ensemble")
     # First bucket of each level. Nemotron-CC publishes five levels and uses 18-19 as the high one; where the others begin is our choice.
-    levels: dict[str, int] = {"low": 0, "medium_low": 7, "medium": 12, "medium_high": 16, "high": 18}
-    text: str = "text"
+    levels: dict[str, int] = Field({"low": 0, "medium_low": 7, "medium": 12, "medium_high": 16, "high": 18}, description="first bucket of each named level")
+    text: str = Field("text", description="the column that is read and whose bytes are the weights")
 
     @field_validator("classifiers")
     @classmethod
@@ -79,7 +84,7 @@ def bucket(
     progress: Progress = silent,
     name: str | None = None,
 ) -> Dataset:
-    """Add `quality_bucket` (int8, 0 worst), `quality_level` and `quality_scores` to every row; none is rejected.
+    """Add `quality_bucket` (int8, 0 worst), `quality_level`, `quality_rank` (0 to 1) and `quality_scores` to every row; none is rejected.
 
     Raises:
         UserError: a classifier cannot be read or does not fit, or an input is no finished dataset.
@@ -98,9 +103,18 @@ def bucket(
     if Dataset.exists(out):
         return run_stage(Stage(name="bucket", version=VERSION, plan=lambda inputs, config: [], run=write_buckets), sources, nameless, out)
     scored = step("scores", write_scores, [{"index": index, "part": part, "models": paths} for index, part in enumerate(parts)], sources)
-    files = {kind: [uri for uri in scored.files if uri.rpartition("/")[2].startswith(kind)] for kind in ("scores-", "bins-")}
-    cuts = step("cuts", write_cuts, [{"bins": files["bins-"]}], [scored.uri])
-    payloads = [{"part": part, "scores": scores, "cuts": cuts.files[0]} for part, scores in zip(parts, files["scores-"], strict=True)]
+    scores, bins = (_files(scored, kind) for kind in ("scores-", "bins-"))
+    ranks = step("ranks", write_ranks, [{"bins": bins}], [scored.uri]).files[0]
+    cuts = None
+    if recipe.combine == "mean":
+        means = step(
+            "means",
+            write_means,
+            [{"index": index, "part": part, "scores": uri, "ranks": ranks} for index, (part, uri) in enumerate(zip(parts, scores, strict=True))],
+            [scored.uri],
+        )
+        cuts = step("cuts", write_ranks, [{"bins": means.files}], [means.uri]).files[0]
+    payloads = [{"part": part, "scores": uri, "ranks": ranks, "cuts": cuts} for part, uri in zip(parts, scores, strict=True)]
     stage = Stage(name="bucket", version=VERSION, plan=lambda inputs, config: payloads, run=write_buckets)
     return run_stage(stage, sources, nameless, out, cluster=cluster, progress=progress, name=name)
 
@@ -109,63 +123,64 @@ def write_scores(payload: dict, recipe: BucketRecipe, output: PartOutput) -> Non
     """`scores-N.arrow` (a float32 column a classifier, row by row) and `bins-N.arrow` (bytes of text per score bin)."""
     models = [_load(member.kind, path, member.label) for member, path in zip(recipe.classifiers, payload["models"], strict=True)]
     needed = [recipe.text, *({"signals"} if any(member.kind == "signals" for member in recipe.classifiers) else ())]
-    columns: list[list[np.ndarray]] = [[] for _ in models]
-    sizes = []
-    with fsspec.open(payload["part"], "rb") as file, pq.ParquetFile(file) as parquet:
-        if missing := [name for name in needed if name not in parquet.schema_arrow.names]:
-            raise UserError(f"{payload['part']}: no column {missing[0]!r}, which a classifier reads")
-        for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=needed):
-            texts = batch[recipe.text]
-            sizes.append(pc.fill_null(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False).astype(np.float64))
-            for member, model, column in zip(recipe.classifiers, models, columns, strict=True):
-                try:
-                    column.append(model.scores(batch["signals"] if member.kind == "signals" else texts.to_pylist()))
-                except ValueError as error:
-                    raise UserError(f"classifier {member.name}: {error}") from None
-    scores = [np.concatenate(column) for column in columns]
-    size = np.concatenate(sizes)
-    bins = [np.bincount(bin_of(column), size, BINS) for column in scores]
-    names = [member.name for member in recipe.classifiers]
-    for leaf, arrays in (("scores", scores), ("bins", bins)):
-        table = pa.table(arrays, names=names)
-        with output.file(f"{leaf}-{payload['index']:05d}.arrow") as target, pa.ipc.new_file(pa.PythonFile(target, mode="w"), table.schema) as writer:
-            writer.write_table(table)
+    columns: list[list[np.ndarray]] = [[np.empty(0, np.float32)] for _ in models]
+    for batch in _batches(payload["part"], needed):
+        for member, model, column in zip(recipe.classifiers, models, columns, strict=True):
+            try:
+                column.append(model.scores(batch["signals"].combine_chunks() if member.kind == "signals" else batch[recipe.text].to_pylist()))
+            except ValueError as error:
+                raise UserError(f"classifier {member.name}: {error}") from None
+    scores = {member.name: np.concatenate(column) for member, column in zip(recipe.classifiers, columns, strict=True)}
+    size = _sizes(payload["part"], recipe.text)
+    _write_arrow(output, f"scores-{payload['index']:05d}.arrow", scores)
+    _write_arrow(output, f"bins-{payload['index']:05d}.arrow", {name: np.bincount(bin_of(column), size, BINS) for name, column in scores.items()})
 
 
-def write_cuts(payload: dict, recipe: BucketRecipe, output: PartOutput) -> None:
-    """`cuts.json`: for each classifier the first score bin of buckets 1, 2, ..."""
-    totals = {member.name: np.zeros(BINS) for member in recipe.classifiers}
+def write_ranks(payload: dict, recipe: BucketRecipe, output: PartOutput) -> None:
+    """`ranks.arrow`: the rank float64 of every bin, from the parts' bins summed."""
+    totals: dict[str, np.ndarray] = {}
     for uri in payload["bins"]:
         table = _read_arrow(uri)
-        for name, total in totals.items():
-            total += table[name].to_numpy()
-    with output.file("cuts.json") as file:
-        file.write(json.dumps({name: cuts_of(total, recipe.buckets).tolist() for name, total in totals.items()}).encode())
+        for name in table.column_names:
+            totals[name] = totals.get(name, np.zeros(BINS)) + table[name].to_numpy()
+    _write_arrow(output, "ranks.arrow", {name: ranks_of(total) for name, total in totals.items()})
+    output.count(**{f"rank_error.{name}": float(total.max() / max(total.sum(), 1) / 2) for name, total in totals.items()})
+
+
+def write_means(payload: dict, recipe: BucketRecipe, output: PartOutput) -> None:
+    """`means-N.arrow`: bytes of text per bin of the mean rank."""
+    mean = _member_ranks(payload).mean(0)
+    weights = np.bincount(_rank_bin(mean), _sizes(payload["part"], recipe.text), BINS)
+    _write_arrow(output, f"means-{payload['index']:05d}.arrow", {"ensemble": weights})
 
 
 def write_buckets(payload: dict, recipe: BucketRecipe, output: PartOutput) -> None:
     """The part's rows with their buckets."""
+    members = _member_ranks(payload)
+    rank = members.max(0) if payload["cuts"] is None else _read_arrow(payload["cuts"])["ensemble"].to_numpy()[_rank_bin(members.mean(0))]
+    bucket = np.minimum((rank * recipe.buckets).astype(np.int8), recipe.buckets - 1)
+    level = pa.array(list(recipe.levels), pa.string()).take(pa.array(np.searchsorted(list(recipe.levels.values()), bucket, side="right") - 1))
     table = _read_arrow(payload["scores"])
-    with fsspec.open(payload["cuts"], "rb") as file:
-        cuts = json.load(file)
-    scores = {member.name: table[member.name].to_numpy() for member in recipe.classifiers}
-    best = np.max([np.searchsorted(cuts[name], bin_of(column), side="right") for name, column in scores.items()], axis=0).astype(np.int8)
-    names = pa.array(list(recipe.levels), pa.string())
-    level = names.take(pa.array(np.searchsorted(list(recipe.levels.values()), best, side="right") - 1))
-    struct = pa.StructArray.from_arrays([pa.array(column) for column in scores.values()], names=list(scores))
-    added = {"quality_bucket": pa.array(best), "quality_level": level, "quality_scores": struct}
+    scores = pa.StructArray.from_arrays([column.combine_chunks() for column in table.columns], names=table.column_names)
+    added = {"quality_bucket": pa.array(bucket), "quality_level": level, "quality_rank": pa.array(rank.astype(np.float32)), "quality_scores": scores}
     begin = 0
-    with fsspec.open(payload["part"], "rb") as file, pq.ParquetFile(file) as parquet:
-        for batch in parquet.iter_batches(batch_size=BATCH_ROWS):
-            rows = pa.Table.from_batches([batch])
-            rows = rows.drop_columns([name for name in added if name in rows.column_names])
-            for name, values in added.items():
-                rows = rows.append_column(name, values.slice(begin, batch.num_rows))
-            output.read(batch.num_rows)
-            output.write(rows)
-            begin += batch.num_rows
+    for rows in _batches(payload["part"]):
+        rows = rows.drop_columns([name for name in added if name in rows.column_names])
+        for name, values in added.items():
+            rows = rows.append_column(name, values.slice(begin, rows.num_rows))
+        output.read(rows.num_rows)
+        output.write(rows)
+        begin += rows.num_rows
+    for number, size in enumerate(np.bincount(bucket, _sizes(payload["part"], recipe.text), recipe.buckets)):
+        output.count(**{f"bytes.{number}": int(size)})
     for name, count in zip(*np.unique(level.to_numpy(zero_copy_only=False), return_counts=True), strict=True):
         output.count(**{f"levels.{name}": int(count)})
+
+
+def _member_ranks(payload: dict) -> np.ndarray:
+    """Each classifier's rank of each row of the part: float64 [classifiers, rows]."""
+    scores, ranks = _read_arrow(payload["scores"]), _read_arrow(payload["ranks"])
+    return np.array([ranks[name].to_numpy()[bin_of(scores[name].to_numpy())] for name in scores.column_names])
 
 
 def bin_of(scores: np.ndarray) -> np.ndarray:
@@ -175,16 +190,37 @@ def bin_of(scores: np.ndarray) -> np.ndarray:
     return np.minimum(((logit + LOGIT_RANGE) * (BINS / (2 * LOGIT_RANGE))).astype(np.int64), BINS - 1)
 
 
-def cuts_of(weights: np.ndarray, buckets: int) -> np.ndarray:
-    """First bin int64 [buckets - 1] of buckets 1, 2, ... so that each holds an equal share of `weights` [BINS], as far as bins allow.
+def _rank_bin(ranks: np.ndarray) -> np.ndarray:
+    return np.minimum((ranks * BINS).astype(np.int64), BINS - 1)
 
-    A bin belongs to the bucket in which its middle lies: equal scores share a bucket, and a constant classifier puts all in the middle one.
+
+def ranks_of(weights: np.ndarray) -> np.ndarray:
+    """The share of `weights` [BINS] below the middle of each bin: float64 [BINS] in [0, 1).
+
+    Equal scores share a rank, and a constant classifier ranks all in the middle.
     """
-    total = weights.sum()
-    if total == 0:
-        return np.full(buckets - 1, BINS)
-    middle = (np.cumsum(weights) - weights / 2) / total
-    return np.searchsorted(middle, np.arange(1, buckets) / buckets, side="left")
+    return (np.cumsum(weights) - weights / 2) / max(weights.sum(), 1)
+
+
+# ----------------------------------------------------------------------------------------------------------------- files
+
+
+def _batches(part: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    with fsspec.open(part, "rb") as file, pq.ParquetFile(file) as parquet:
+        if missing := [name for name in columns or () if name not in parquet.schema_arrow.names]:
+            raise UserError(f"{part}: no column {missing[0]!r}, which a classifier reads")
+        for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=columns):
+            yield pa.Table.from_batches([batch])
+
+
+def _sizes(part: str, text: str) -> np.ndarray:
+    """UTF-8 bytes of each row's text: float64 [rows]."""
+    sizes = [pc.fill_null(pc.binary_length(rows[text]), 0).to_numpy().astype(np.float64) for rows in _batches(part, [text])]
+    return np.concatenate([np.empty(0), *sizes])
+
+
+def _files(dataset: Dataset, kind: str) -> list[str]:
+    return [uri for uri in dataset.files if uri.rpartition("/")[2].startswith(kind)]
 
 
 @functools.lru_cache(maxsize=8)  # once a process, not once a part
@@ -196,6 +232,12 @@ def _load(kind: str, path: str, label: str) -> FastText | SignalModel:
             return SignalModel.loads(file.read())
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def _write_arrow(output: PartOutput, name: str, columns: dict[str, np.ndarray]) -> None:
+    table = pa.table(columns)
+    with output.file(name) as target, pa.ipc.new_file(pa.PythonFile(target, mode="w"), table.schema) as writer:
+        writer.write_table(table)
 
 
 def _read_arrow(uri: str) -> pa.Table:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -12,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
-from scipy.stats import mannwhitneyu
+from scipy.stats import mannwhitneyu, rankdata
+from sklearn.metrics import roc_auc_score
 
-from filters.classifier import FastText, SignalModel, as_line, auc, train_fasttext
-from pipelines.buckets import BINS, BucketRecipe, bin_of, bucket, cuts_of
+from filters.classifier import FastText, SignalModel, as_line, auc, example, mean_rank, reliability, train_fasttext
+from pipelines.buckets import BINS, BucketRecipe, bin_of, bucket, ranks_of
 from pipelines.cluster import Cluster
 from pipelines.errors import UserError
 from pipelines.recipe import Recipe, load_recipe
@@ -74,49 +76,76 @@ def trained(tmp_path_factory):
     return train_classifier([good], [other], recipe, str(folder / "model")), good, other, recipe
 
 
+def write_examples(path, good, other):
+    lines = [example(text, is_good) for is_good, texts in ((True, good), (False, other)) for text in texts]
+    path.write_text("".join(lines[row] for row in np.random.default_rng(0).permutation(len(lines))), encoding="utf-8")
+    return path
+
+
 def ensemble(model, **more):
-    members = [{"name": "words", "path": model.files[0]}, {"name": "signals", "kind": "signals", "path": model.files[1]}]
+    files = {path.rpartition("/")[2]: path for path in model.files}
+    members = [{"name": "words", "path": files["fasttext.bin"]}, {"name": "signals", "kind": "signals", "path": files["signals.json"]}]
     return BucketRecipe(classifiers=members, **more)
 
 
 def test_training_is_measured_and_repeatable(trained, tmp_path):
     model, good, other, recipe = trained
-    assert [path.rpartition("/")[2] for path in model.files] == ["fasttext.bin", "signals.json"]
+    assert [path.rpartition("/")[2] for path in model.files] == ["calibration.json", "fasttext.bin", "signals.json"]
     assert model.counters["auc_fasttext"] > 0.99 and 0.85 < model.counters["auc_signals"] < 0.99
     assert model.counters["held_out"] + model.counters["good"] + model.counters["other"] == 800
     assert train_classifier([good], [other], recipe, str(tmp_path / "again")).digest == model.digest
 
 
-def test_buckets_are_weighted_percentiles_of_the_best_classifier(trained, tmp_path):
+def ranks_oracle(values, size):
+    """Sort, accumulate bytes; the middle of each run of equal values is its rank."""
+    return np.array([(size[values < one].sum() + size[values == one].sum() / 2) / size.sum() for one in values])
+
+
+@pytest.mark.parametrize("combine", ["mean", "max"])
+def test_buckets_are_weighted_percentiles(combine, trained, tmp_path):
     model, good, other, _ = trained
-    result = bucket([good, other], ensemble(model), str(tmp_path / "out"))
+    recipe = ensemble(model, combine=combine)
+    result = bucket([good, other], recipe, str(tmp_path / "out"))
     frame = result.scan().collect()
     assert frame.height == result.rows == 800 and result.rejected_rows == 0 and {"id", "text", "signals"} <= set(frame.columns)
-    size = frame["text"].str.len_bytes().to_numpy()
-    best = np.zeros(800, int)
-    for name in ("words", "signals"):  # oracle: sort, accumulate bytes, the middle of each run of equal scores decides
-        bins = bin_of(frame["quality_scores"].struct.field(name).to_numpy())
-        share = np.array([(size[bins < one].sum() + size[bins == one].sum() / 2) / size.sum() for one in bins])
-        best = np.maximum(best, np.floor(share * 20).astype(int))
-    assert np.array_equal(frame["quality_bucket"].to_numpy(), best)
+    size = frame["text"].str.len_bytes().to_numpy().astype(float)
+    members = [ranks_oracle(bin_of(frame["quality_scores"].struct.field(name).to_numpy()), size) for name in ("words", "signals")]
+    rank = np.max(members, axis=0) if combine == "max" else ranks_oracle(np.floor(np.mean(members, axis=0) * BINS), size)
+    assert np.allclose(frame["quality_rank"].to_numpy(), rank, atol=1e-6)
+    assert np.array_equal(frame["quality_bucket"].to_numpy(), np.floor(rank * 20).astype(int))
     starts = {"low": 0, "medium_low": 7, "medium": 12, "medium_high": 16, "high": 18}
     for number, level in frame.select("quality_bucket", "quality_level").rows():
         assert level == max((start, name) for name, start in starts.items() if start <= number)[1]
     means = frame.with_columns(good=pl.col("id").str.starts_with("g")).group_by("good").agg(pl.col("quality_bucket").mean()).sort("good")
     assert means["quality_bucket"][1] > means["quality_bucket"][0] + 5
-    assert bucket([good, other], ensemble(model), str(tmp_path / "spread"), Backwards()).digest == result.digest
+    assert [result.counters[f"bytes.{number}"] for number in range(20)] == [size[frame["quality_bucket"].to_numpy() == number].sum() for number in range(20)]
+    if combine == "mean":  # equal shares, as far as one document allows
+        assert max(result.counters[f"bytes.{number}"] for number in range(20)) <= size.sum() / 20 + size.max()
+    assert bucket([good, other], recipe, str(tmp_path / "spread"), Backwards()).digest == result.digest
+
+
+def test_cuts_are_numpys_weighted_percentiles(tmp_path):
+    """One classifier, distinct scores: buckets are where numpy's inverted weighted distribution puts them, up to the document on the border."""
+    draw = np.random.default_rng(10)
+    scores, size = draw.beta(0.5, 0.5, 2000), draw.integers(1, 5000, 2000).astype(float)
+    rank = ranks_of(np.bincount(bin_of(scores), size, BINS))[bin_of(scores)]
+    cuts = np.quantile(scores, np.arange(1, 20) / 20, method="inverted_cdf", weights=size)
+    expected = np.searchsorted(cuts, scores, side="right")
+    assert (np.abs(np.floor(rank * 20) - expected) <= 1).all() and (np.floor(rank * 20) != expected).sum() <= 40  # two documents a cut
+    exact = np.array([(size[scores < one].sum() + size[scores == one].sum() / 2) / size.sum() for one in scores])
+    fullest = np.bincount(bin_of(scores), size, BINS).max() / size.sum()
+    assert np.abs(rank - exact).max() <= fullest / 2  # the error that `rank_error` states
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, BINS - 1), st.floats(0.5, 100)), min_size=1, max_size=50), st.integers(2, 25))
-def test_cuts_divide_the_mass(entries, buckets):
+def test_ranks_divide_the_mass(entries, buckets):
     weights = np.zeros(BINS)
     for place, weight in entries:
         weights[place] += weight
-    cuts = cuts_of(weights, buckets)
-    assert (np.diff(cuts) >= 0).all() and cuts.size == buckets - 1
-    place = np.searchsorted(cuts, np.arange(BINS), side="right")
-    share = np.bincount(place, weights, buckets) / weights.sum()
+    ranks = ranks_of(weights)
+    assert (np.diff(ranks) >= 0).all() and ranks[0] >= 0 and ranks[-1] <= 1 and not ranks_of(np.zeros(BINS)).any()
+    share = np.bincount(np.minimum(np.floor(ranks * buckets), buckets - 1).astype(int), weights, buckets) / weights.sum()
     assert (share <= 1 / buckets + weights.max() / weights.sum() + 1e-9).all()
 
 
@@ -148,17 +177,40 @@ def test_auc_is_the_mann_whitney_statistic():
     draw = np.random.default_rng(8)
     scores, good = draw.integers(0, 20, 300).astype(float), draw.random(300) < 0.3
     assert np.isclose(auc(scores, good), mannwhitneyu(scores[good], scores[~good]).statistic / (good.sum() * (~good).sum()))
+    assert np.isclose(auc(scores, good), roc_auc_score(good, scores))
     assert np.isnan(auc(scores, np.ones(300, bool)))
+
+
+def test_the_ensemble_is_the_mean_of_ranks_and_reliability_counts_everyone_once():
+    draw = np.random.default_rng(9)
+    columns = [draw.integers(0, 30, 200) / 30, draw.random(200)]
+    assert np.allclose(mean_rank(columns), np.mean([(rankdata(column) - 0.5) / 200 for column in columns], axis=0))
+    good = draw.random(200) < columns[1]
+    bins = reliability(columns[1], good, 8)
+    assert sum(entry["documents"] for entry in bins) == 200 and np.isclose(sum(entry["good"] * entry["documents"] for entry in bins), good.sum())
+    assert (np.diff([entry["score"] for entry in bins]) > 0).all()
+
+
+def test_what_takes_part_depends_on_ids_alone(tmp_path):
+    """The same documents in other datasets, in another order, give the same model; `limit` keeps the first by hash."""
+    draw = np.random.default_rng(11)
+    good, other = documents(draw, GOOD_WORDS, 120, "g", 1.0), documents(draw, OTHER_WORDS, 120, "o", -1.0)
+    recipe = ClassifierRecipe(dimensions=4, buckets=100, limit=60, held_out=0.3)
+    whole = train_classifier([dataset(tmp_path / "g", good, "g")], [dataset(tmp_path / "o", other, "o")], recipe, str(tmp_path / "whole"))
+    halves = [dataset(tmp_path / f"g{half}", good[::-1][half::2], f"g{half}") for half in range(2)]
+    split = train_classifier(halves, [dataset(tmp_path / "p", other[::-1], "p")], recipe, str(tmp_path / "split"))
+    assert whole.counters["good"] + whole.counters["other"] + whole.counters["held_out"] == 120
+    assert Path(f"{whole.uri}/files/fasttext.bin").read_bytes() == Path(f"{split.uri}/files/fasttext.bin").read_bytes()
 
 
 def test_texts_cannot_smuggle_labels(tmp_path):
     assert as_line("a\n__label__good  b\t") == "a labelgood b"
     good, other = ["fine words here " * 5] * 20, ["poor __label__good stuff " * 5] * 20
-    train_fasttext(good, other, tmp_path / "m.bin", dimensions=4, buckets=100)
+    train_fasttext(write_examples(tmp_path / "examples", good, other), tmp_path / "m.bin", dimensions=4, buckets=100)
     model = FastText(tmp_path / "m.bin")
     scores = model.scores(["fine words here", "poor stuff", "", None, "  \n "])
     assert scores[0] > 0.5 > scores[1] and scores[2:].tolist() == [0, 0, 0]
-    assert [path.name for path in tmp_path.iterdir()] == ["m.bin"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["examples", "m.bin"]
 
 
 def test_mistakes_are_told_in_one_line(trained, tmp_path):
@@ -166,7 +218,7 @@ def test_mistakes_are_told_in_one_line(trained, tmp_path):
     with pytest.raises(UserError, match="no such file"):
         bucket([good], BucketRecipe(classifiers=[{"name": "x", "path": str(tmp_path / "absent.bin")}]), str(tmp_path / "1"))
     with pytest.raises(UserError, match="has no label __label__hq"):
-        bucket([good], BucketRecipe(classifiers=[{"name": "x", "path": model.files[0], "label": "__label__hq"}]), str(tmp_path / "2"))
+        bucket([good], BucketRecipe(classifiers=[{"name": "x", "path": f"{model.uri}/files/fasttext.bin", "label": "__label__hq"}]), str(tmp_path / "2"))
     bare = str(tmp_path / "bare.parquet")
     pq.write_table(pa.table({"id": ["1"], "text": ["x"]}), bare)
     with pytest.raises(UserError, match="no column 'signals'"):
@@ -187,6 +239,7 @@ def test_textbooks_are_told_from_novels(shared_data, tmp_path):
             whole = [json.loads(line)["text"] for line, _ in zip(file, range(300), strict=False)]
         pages[name] = [text[start : start + 1500] for text in whole for start in range(0, min(len(text), 60_000), 6000)][:400]
     train, test = (slice(0, 300), slice(300, 400))
-    train_fasttext(pages["openstax-textbooks"][train], pages["english-novels"][train], tmp_path / "m.bin", dimensions=16, buckets=2000, epochs=25)
+    examples = write_examples(tmp_path / "examples", *(pages[name][train] for name in pages))
+    train_fasttext(examples, tmp_path / "m.bin", dimensions=16, buckets=2000, epochs=25)
     held = pages["openstax-textbooks"][test] + pages["english-novels"][test]
     assert auc(FastText(tmp_path / "m.bin").scores(held), np.repeat([True, False], [100, len(held) - 100])) > 0.97
