@@ -13,7 +13,7 @@ import warnings
 
 import typer
 
-from flows.commands import data, demo, flow, inspect, models, shards, synthesis
+from flows.commands import data, dedup, demo, flow, inspect, models, shards, synthesis
 
 app = typer.Typer(
     name="gristmill",
@@ -28,7 +28,7 @@ trace every token to its page.
 Start with `gristmill demo --out runs/first`: the whole job on a few hundred real pages, in minutes, on any laptop.""",
     epilog="Recipes: a name from `recipes/` or a YAML file; `gristmill VERB --recipe-help` lists every key with its default.",
 )
-for room in (demo, data, shards, synthesis, models, inspect, flow):
+for room in (demo, data, dedup, shards, synthesis, models, inspect, flow):
     room.add_to(app)
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it; Typer turns Ctrl-C into this code before we see it
