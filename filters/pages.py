@@ -5,32 +5,16 @@ sources need of a text lives here as a cached property, computed at the first us
 To add signals: write a `Source` in a file of its own and name it in `filters.signals.SOURCES`.
 """
 
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from filters.words import word_pattern
-
-HAS_LETTER, NOT_SYMBOL = 1, 2  # flags of a word: has a letter (category L); has a character that is no punctuation, symbol or control
-
-
-class Words(NamedTuple):
-    """The words of all pages in order. Legend: W words, R pages.
-
-    `rows` [R+1]: page r has words rows[r]..rows[r+1]. `starts`, `ends` [W]: code points of `Pages.codes`; a word's text is
-    `pages.texts[r][start - pages.rows[r] : end - pages.rows[r]]`. `hashes` [W]: uint64 of the characters. `flags` [W]: bits above.
-    """
-
-    rows: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
-    hashes: np.ndarray
-    flags: np.ndarray
+from filters.words import mode_of
+from kernels.characters import LIMIT, table
+from kernels.words import Words, split_words
 
 
 @dataclass(frozen=True)
@@ -55,7 +39,22 @@ class Pages:
     @cached_property
     def codes(self) -> np.ndarray:
         """uint32 [C]: every page's code points, one after the other; lone surrogates are code points too."""
-        return np.frombuffer("".join(self.texts).encode("utf-32-le", "surrogatepass"), np.uint32)
+        return np.frombuffer(bytearray("".join(self.texts).encode("utf-32-le", "surrogatepass")), np.uint32)
+
+    @cached_property
+    def bits(self) -> np.ndarray:
+        """uint32 [C]: what each character is (`kernels.characters`)."""
+        return table()[np.minimum(self.codes, LIMIT)]
+
+    @cached_property
+    def modes(self) -> np.ndarray:
+        """uint8 [R]: what a page's language changes about words (`kernels.words`)."""
+        return np.array([mode_of(language) for language in self.languages], np.uint8)
+
+    @cached_property
+    def words(self) -> Words:
+        """The words of all pages in order; the text of word w on page r is texts[r][starts[w] - self.rows[r] : ends[w] - self.rows[r]]."""
+        return split_words(self.codes, self.bits, self.rows, self.modes)
 
     @cached_property
     def lines(self) -> list[list[str]]:
@@ -65,19 +64,6 @@ class Pages:
     @cached_property
     def lowered(self) -> list[str]:
         return [text.lower() for text in self.texts]
-
-    @cached_property
-    def words(self) -> Words:
-        rows, starts, ends, hashes, flags = [0], [], [], [], []
-        for at, text, language in zip(self.rows[:-1].tolist(), self.texts, self.languages, strict=True):
-            for match in word_pattern(language).finditer(text):
-                word = match.group()
-                starts.append(at + match.start())
-                ends.append(at + match.end())
-                hashes.append(hash(word) & (1 << 64) - 1)
-                flags.append(HAS_LETTER * any(map(str.isalpha, word)) | NOT_SYMBOL * any(unicodedata.category(c)[0] not in "PSC" for c in word))
-            rows.append(len(starts))
-        return Words(np.array(rows, np.int64), np.array(starts, np.int64), np.array(ends, np.int64), np.array(hashes, np.uint64), np.array(flags, np.uint8))
 
 
 @dataclass(frozen=True)

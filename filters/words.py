@@ -1,74 +1,107 @@
-"""The one tokenization pass of a document: every signal reads it, nothing splits the text a second time.
+"""What a word is: the readable definition, and the reference that `kernels.words` is held to.
 
-The peers' "words" are spaCy's (datatrove) or `str.split` (Dolma, DCLM). These follow spaCy where a threshold can feel it
-- punctuation marks, `...` and clitics (`'s`, French `l'`) are words of their own, URLs, numbers and dotted names stay
-whole - at regex speed. Scripts written without spaces (Han, Kana, Thai, Lao, Khmer, Myanmar) count a character as a word:
-a dictionary segmenter would make the signals depend on its version.
+The web filters' thresholds were set on the words of spaCy's blank tokenizers (datatrove), so these are split the same way: text is cut at
+white space; from each chunk marks are taken off the front and the end until nothing gives; what is left is a URL, an abbreviation, a
+contraction, or is cut at the marks inside it. Only spaCy's lists of slang and emoticons are left out: no threshold feels them.
+
+A language decides two things. Where an article is written with an apostrophe (l'homme) the apostrophe ends a word. In scripts without spaces each
+character is a word: a dictionary segmenter would make the signals depend on its version.
 """
 
 import re
-import unicodedata
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
+from typing import NamedTuple
 
-import numpy as np
+from kernels.characters import BEFORE_STOP, HOST, INFIX, LETTER, LOWER, PREFIX, QUOTE, SUFFIX, UNSPACED, UPPER, character_class
+from kernels.words import ABBREVIATIONS, CHARACTERS, ELIDING, UNITS
 
-# Ranges without spaces between words: Thai-Lao, Myanmar, Khmer, Kana, Han and its extensions.
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_W = rf"[^\W{UNSPACED}]"  # a word character: letter, digit or underscore of a spaced script
-_L = rf"[^\W\d_{UNSPACED}]"  # a letter of one
-_CLITIC = r"['’](?:s|re|ve|ll|d|m)(?!\w)"
-# What may stand inside a word (`foo(bar`, `3.5`, `x.y`): marks between word characters, unless they divide words -
-# hyphens and `:<>=/` before a letter, operators between digits, a comma between letters, a full stop before a capital.
-_JOIN = rf"""(?!(?:--?-?|[–—~]){_L}|[:<>=/]{_L}|(?<=\d)[+\-*^][\d-]|(?<={_L}),{_L}|(?<=[a-z])\.[A-Z]|{_CLITIC})
-             (?:(?!\.\.|…)[^\w\s])+(?={_W})"""
-_WORD = rf"{_W}+(?:{_JOIN}{_W}+)*"
-_MARKS = rf"[{UNSPACED}] | \.{{2,}} | (?<!\w)[-./@\\|^~]+ | [^\w\s]"
-_ABBREVIATION = r"\b(?:[A-Za-z]\.){2,} | \b(?:Mr|Mrs|Ms|Dr|Jr|Sr|St|vs|etc)\."
-_URL = r"""(?:https?://|www\.)[^\s<>"]*[\w/]"""
-_PLAIN = re.compile(rf"{_URL} | {_CLITIC} | {_ABBREVIATION} | (?<!\w)[-./@\\|^~]*{_WORD} | {_WORD} | {_MARKS}", re.VERBOSE)
-_ELIDING = re.compile(rf"{_URL} | \b{_L}{{1,6}}['’](?={_L}) | (?<!\w)[-./@\\|^~]*{_W}+(?:(?!['’]){_JOIN}{_W}+)* | {_WORD} | {_MARKS}", re.VERBOSE)
-ELIDING_LANGUAGES = frozenset({"fr", "it", "ca", "oc"})  # l'homme, dell'arte: the article is a word
+ELIDING_LANGUAGES = frozenset({"fr", "it", "ca", "oc"})
+UNSPACED_LANGUAGES = frozenset({"zh", "yue", "wuu", "ja", "th", "lo", "km", "my", "bo"})
 
 
-@dataclass(frozen=True)
-class Words:
-    """The words of one document, as text and as columns.
+def mode_of(language: str) -> int:
+    """What a language (lid.176's code) changes about words: 0, or a mode of `kernels.words`."""
+    return ELIDING if language in ELIDING_LANGUAGES else CHARACTERS if language in UNSPACED_LANGUAGES else 0
 
-    Legend: N words, V distinct words. `ids` [N] index into `vocabulary` in order of first appearance; `lengths`,
-    `is_symbol` (every character is punctuation, a symbol or a control) and `has_letter` are per word [N].
-    """
 
-    vocabulary: tuple[str, ...]
-    ids: np.ndarray
-    lengths: np.ndarray
-    is_symbol: np.ndarray
-    has_letter: np.ndarray
+class _Patterns(NamedTuple):
+    prefix: re.Pattern[str]
+    suffix: re.Pattern[str]
+    contraction: re.Pattern[str]
+    url: re.Pattern[str]
+    infix: re.Pattern[str]
+    elision: re.Pattern[str]
+    unspaced: re.Pattern[str]
 
-    def __len__(self) -> int:
-        return len(self.ids)
+
+@cache
+def _patterns() -> _Patterns:
+    letter, lower, upper = character_class(LETTER), character_class(LOWER), character_class(UPPER)
+    lower_or_quote, upper_or_quote = character_class(LOWER, QUOTE), character_class(UPPER, QUOTE)
+    host, units = character_class(HOST), "|".join(map(re.escape, UNITS))
+    return _Patterns(
+        prefix=re.compile(rf"\.\.+|[{character_class(PREFIX)}]|\+(?![0-9])"),
+        suffix=re.compile(
+            rf"(?:\.\.+|[{character_class(SUFFIX)}]|['’][sS]|(?<=[0-9])\+|(?<=°[FfCcKk])\.|(?<=[0-9])(?:[$£€¥฿﷼\u20a0-\u20bf]|{units})"
+            rf"|(?<=[{character_class(BEFORE_STOP)}])\.|(?<=[{upper}][{upper}])\.)\Z"
+        ),
+        contraction=re.compile(r"([A-Za-z]+)(n['’]t|['’](?:re|ve|ll|d|m))"),
+        url=re.compile(
+            rf"(?:[A-Za-z0-9+.-]{{2,}}://)?(?:\S+@)?(?:[{host}](?:[{host}_-]{{0,62}}[{host}])?\.)+[{lower}]{{2,63}}(?::[0-9]{{2,5}})?(?:[/?#]\S*)?"
+        ),
+        infix=re.compile(
+            rf"\.\.+|[{character_class(INFIX)}]|(?<=[0-9])[+\-*^](?=[0-9-])|(?<=[{lower_or_quote}])\.(?=[{upper_or_quote}])|(?<=[{letter}]),(?=[{letter}])"
+            rf"|(?<=[{letter}0-9])(?:-|–|—|--|---|——|~)(?=[{letter}])|(?<=[{letter}0-9])[:<>=/](?=[{letter}])"
+        ),
+        elision=re.compile(rf"(?<=[{letter}]['’])(?=[{letter}])"),
+        unspaced=re.compile(rf"(?=[{character_class(UNSPACED)}])|(?<=[{character_class(UNSPACED)}])"),
+    )
 
 
 def split_words(text: str, language: str = "") -> list[str]:
-    """The words of a text; `language` is an ISO 639-1 code and matters only where clitics are written with an apostrophe."""
-    return word_pattern(language).findall(text)
+    """The words of a text; `language` is lid.176's code."""
+    return [word for chunk in text.split() for word in _split_chunk(chunk, mode_of(language))]
 
 
-def word_pattern(language: str = "") -> re.Pattern[str]:
-    return _ELIDING if language in ELIDING_LANGUAGES else _PLAIN
+def _split_chunk(chunk: str, mode: int) -> list[str]:
+    front, back = [], []
+    while chunk and not _stands(chunk):
+        prefix = match.group() if (match := _patterns().prefix.match(chunk)) else ""
+        rest = chunk[len(prefix) :]
+        if prefix and _stands(rest):
+            front.append(prefix)
+            chunk = rest
+            break
+        suffix = match.group() if (match := _patterns().suffix.search(rest)) else ""
+        if not prefix and not suffix:
+            break
+        if suffix and _stands(chunk[: -len(suffix)]):
+            back.append(suffix)
+            chunk = chunk[: -len(suffix)]
+            break
+        front += [prefix] if prefix else []
+        back += [suffix] if suffix else []
+        chunk = rest[: len(rest) - len(suffix)]
+    return [*front, *_split_inside(chunk, mode), *reversed(back)]
 
 
-def words_of(text: str, language: str = "") -> Words:
-    """Tokenize once and number the words."""
-    tokens = split_words(text, language)
-    numbers: dict[str, int] = {}
-    ids = np.fromiter((numbers.setdefault(token, len(numbers)) for token in tokens), dtype=np.int32, count=len(tokens))
-    facts = np.array([_facts(word) for word in numbers], dtype=np.int32).reshape(-1, 3)[ids]
-    return Words(tuple(numbers), ids, facts[:, 0], facts[:, 1].astype(bool), facts[:, 2].astype(bool))
+def _stands(chunk: str) -> bool:
+    """Nothing is taken off an abbreviation or a contraction."""
+    return chunk in ABBREVIATIONS or _patterns().contraction.fullmatch(chunk) is not None
 
 
-@lru_cache(maxsize=1 << 17)
-def _facts(word: str) -> tuple[int, bool, bool]:
-    if word.isalnum():
-        return len(word), False, any(character.isalpha() for character in word)
-    return len(word), all(unicodedata.category(character)[0] in "PSC" for character in word), any(character.isalpha() for character in word)
+def _split_inside(chunk: str, mode: int) -> list[str]:
+    patterns = _patterns()
+    if not chunk or chunk in ABBREVIATIONS:
+        return [chunk] if chunk else []
+    if match := patterns.contraction.fullmatch(chunk):
+        return list(match.groups())
+    if patterns.url.fullmatch(chunk):
+        return [chunk]
+    cuts = {0, len(chunk)} | {position for match in patterns.infix.finditer(chunk) for position in match.span()}
+    if mode == ELIDING:
+        cuts |= {match.start() for match in patterns.elision.finditer(chunk)}
+    if mode == CHARACTERS:
+        cuts |= {match.start() for match in patterns.unspaced.finditer(chunk)}
+    ordered = sorted(cuts)
+    return [chunk[start:end] for start, end in zip(ordered, ordered[1:], strict=False)]

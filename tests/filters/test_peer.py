@@ -10,23 +10,21 @@ import pytest
 from datatrove.data import Document
 from datatrove.pipeline.filters import c4_filters, fineweb_quality_filter, gopher_quality_filter, gopher_repetition_filter
 
-from filters.c4 import C4, C4_FINEWEB, count_sentences
+from filters.c4 import C4, C4_FINEWEB
 from filters.fineweb import FINEWEB
 from filters.gopher import GOPHER_QUALITY, GOPHER_REPETITION
+from filters.reference import count_sentences
 from filters.rules import decide
 from filters.signals import measure
-from filters.words import split_words, words_of
+from filters.words import split_words
+from kernels.characters import WORDY, table
 
 _WORDS = "the of and to be that have with river stone quickly 1984 x y zz window # ... remarkable people {".split()
 
 
-def _is_symbol(character):
-    return bool(words_of(character).is_symbol.all())
-
-
 class _OurSymbols:
     def __contains__(self, character):
-        return _is_symbol(character)
+        return not table()[ord(character)] & WORDY
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +32,7 @@ def same_words(monkeypatch):
     for module in (gopher_quality_filter, gopher_repetition_filter, fineweb_quality_filter):
         monkeypatch.setattr(module, "split_into_words", lambda text, language=None: split_words(text, "en"))
     monkeypatch.setattr(gopher_quality_filter, "PUNCTUATION_SET", _OurSymbols())
-    monkeypatch.setattr(c4_filters, "split_into_sentences", lambda text, language=None: [""] * count_sentences(text))
+    monkeypatch.setattr(c4_filters, "split_into_sentences", lambda text, language=None: [""] * count_sentences(text, "en"))
 
 
 def _texts(count):
