@@ -4,13 +4,16 @@ The loss is a weighted mean whose weights are known beforehand, so its gradients
 them chunk by chunk and backward only multiplies by what came from above. No logit is computed twice. The head's weight gradient is summed over
 chunks in float32 (Ultra diverged with that accumulation in bfloat16), whatever the dtype of the products.
 
-Shapes: K tokens (flattened), D hidden size, V vocabulary.
+Shapes: K tokens (flattened), N of them in a block, C in a chunk, D hidden size, V vocabulary.
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 CHUNK_LOGITS = 1 << 20  # logits a chunk: 4 MB in float32, so that the passes over them stay in the cache
+BLOCK_LOGITS = 1 << 24  # logit gradients multiplied at once: 32 MB in bfloat16; a product a chunk would read and write all of dW each time
 
 
 def linear_cross_entropy(h_KD: Tensor, weight_VD: Tensor, labels_K: Tensor, weights_K: Tensor | None = None) -> Tensor:
@@ -33,11 +36,14 @@ def token_losses(h_KD: Tensor, weight_VD: Tensor, labels_K: Tensor) -> Tensor:
 
 def _chunks(h_KD: Tensor, w_VD: Tensor, labels_K: Tensor):
     """(float32 logits, each label's logit, slice) of one chunk of tokens after the other."""
-    size = max(1, CHUNK_LOGITS // w_VD.shape[0])
-    for start in range(0, h_KD.shape[0], size):
-        part = slice(start, min(start + size, h_KD.shape[0]))
+    for part in _parts(h_KD.shape[0], CHUNK_LOGITS // w_VD.shape[0]):
         logits_CV = (h_KD[part] @ w_VD.t()).float()
         yield logits_CV, logits_CV.gather(1, labels_K[part, None])[:, 0], part
+
+
+def _parts(tokens: int, size: int) -> Iterator[slice]:
+    size = max(1, size)
+    return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
 
 
 def _log_partition(logits_CV: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,18 +62,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dh_KD = torch.empty_like(h_KD) if wants_h else None
         dw_VD = torch.zeros(weight_VD.shape, dtype=torch.float32) if wants_w else None
         total = torch.zeros((), dtype=torch.float32)
-        for logits_CV, picked_C, part in _chunks(h_KD, w_VD, labels_K):
-            partition_C, softmax_CV = _log_partition(logits_CV)
-            total += ((partition_C - picked_C) * share_K[part]).sum()
-            if not (wants_h or wants_w):
-                continue
-            rows = torch.arange(softmax_CV.shape[0])
-            softmax_CV[rows, labels_K[part]] -= 1
-            dlogits_CV = softmax_CV.mul_(share_K[part, None]).to(h_KD.dtype)
+        for block in _parts(h_KD.shape[0], BLOCK_LOGITS // w_VD.shape[0]):
+            h_ND, labels_N, share_N = h_KD[block], labels_K[block], share_K[block]
+            dlogits_NV = torch.empty(h_ND.shape[0], w_VD.shape[0], dtype=h_KD.dtype) if wants_h or wants_w else None
+            for logits_CV, picked_C, part in _chunks(h_ND, w_VD, labels_N):
+                partition_C, softmax_CV = _log_partition(logits_CV)
+                total += ((partition_C - picked_C) * share_N[part]).sum()
+                if dlogits_NV is not None:
+                    softmax_CV[torch.arange(softmax_CV.shape[0]), labels_N[part]] -= 1
+                    dlogits_NV[part] = softmax_CV.mul_(share_N[part, None])
             if wants_h:
-                torch.mm(dlogits_CV, w_VD, out=dh_KD[part])
+                torch.mm(dlogits_NV, w_VD, out=dh_KD[block])
             if wants_w:
-                dw_VD += dlogits_CV.t() @ h_KD[part]
+                dw_VD += dlogits_NV.t() @ h_ND
         ctx.save_for_backward(dh_KD, dw_VD)
         ctx.weight_dtype = weight_VD.dtype
         return total
