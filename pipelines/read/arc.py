@@ -1,49 +1,35 @@
-"""ARC files (the Internet Archive's format before WARC) through warcio, which reads them as WARC records."""
+"""What an ARC record is (the Internet Archive's format before WARC): one line of URL, address, date, type and length, then content."""
 
-from collections.abc import Iterator
-from typing import BinaryIO
+import re
 
-from warcio.archiveiterator import ArchiveIterator
-from warcio.exceptions import ArchiveLoadFailed
+from pipelines.read.capture import finish, split_http
+from pipelines.read.framing import LONGEST_HEADER, Grammar, Head
+from pipelines.read.record import Record
 
-from pipelines.read.record import MAX_BODY, Record, identify
-from pipelines.read.warc import finish
-
-_HEADERS = 1 << 20
-
-
-def read_arc(file: BinaryIO, source: str, max_body: int = MAX_BODY) -> Iterator[Record]:
-    """The documents of an ARC file; a break ends the file with a `read.broken` row."""
-    offset = 0
-    try:
-        iterator = ArchiveIterator(file, arc2warc=True)
-        for arc in iterator:
-            raw = arc.raw_stream.read(max_body + _HEADERS)
-            offset = iterator.get_record_offset()  # warcio skips to the record's end to tell where it is: only after reading
-            if arc.rec_type not in ("response", "resource"):
-                continue
-            record = _record(arc, raw, source, offset, max_body)
-            record.length = iterator.get_record_length()
-            yield record
-    except (ArchiveLoadFailed, OSError, ValueError, EOFError) as error:
-        yield Record(source, offset, id=identify("", source, offset, 1)).rejected("broken", f"{type(error).__name__}: {error}")
+# URLs with spaces exist, so the line is told from its end: version 1 has type and length after the date, version 2 five fields more.
+_LINE = re.compile(
+    rb"([A-Za-z][A-Za-z0-9+.-]{0,30}:[^\r\n]{0,8000}) [0-9A-Fa-f]{0,4}[.:][0-9A-Fa-f.:]{1,43} (\d{8,18})"
+    rb" ([^ \r\n]{0,200})(?: [^ \r\n]{0,200}){0,6} (-?\w{1,15})[ \t]*\r?\n"
+)
 
 
-def _record(arc, raw: bytes, source: str, offset: int, max_body: int) -> Record:
-    headers = arc.rec_headers
-    record = Record(
-        source,
-        offset,
-        id=identify("", source, offset),  # warcio makes up a random record id: no use
-        url=(headers.get_header("WARC-Target-URI") or "").strip(),
-        date=headers.get_header("WARC-Date") or "",
-        content_type=headers.get_header("Content-Type") or "",
-    )
-    if len(raw) == max_body + _HEADERS:
+def _head(line: bytes) -> Head:
+    match = _LINE.match(line)
+    assert match is not None, "a record begins with such a line"
+    url, date, kind, length = (group.decode("utf-8", "replace") for group in match.groups())
+    fields = {"url": url, "date": date, "content-type": kind}
+    return Head("warcinfo" if url.startswith("filedesc:") else "response", fields, int(length) if length.isascii() and length.isdigit() else None)
+
+
+def _record(head: Head, content: bytes, record: Record, max_body: int) -> Record | None:
+    if head.kind == "warcinfo":
+        return None
+    record.url, record.date, record.content_type = head.fields["url"], head.fields["date"], head.fields["content-type"]
+    if len(content) == max_body + LONGEST_HEADER:
         return record.rejected("too_large", f"more than {max_body} bytes")
-    if arc.http_headers is not None:
-        code = arc.http_headers.get_statuscode()
-        record.status = int(code) if code.isdigit() else None
-        record.headers = {name.lower(): value for name, value in reversed(arc.http_headers.headers)}
-        record.content_type = record.headers.get("content-type", "")
-    return finish(record, raw, max_body)
+    if content[:5].upper() == b"HTTP/":
+        content = split_http(record, content)
+    return record if record.reason else finish(record, content, max_body)
+
+
+ARC = Grammar(_LINE, (b"\n",), _head, _record)

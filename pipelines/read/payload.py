@@ -12,6 +12,7 @@ import pyarrow as pa
 
 _CHUNK_SIZE = re.compile(rb"\s*([0-9a-fA-F]{1,8})[^\r\n]{0,256}\r?\n")
 _STEP = 1 << 16
+MOST_ENCODINGS = 4  # a stream that inflates to itself would otherwise be inflated as often as a header has room for
 
 
 class TooLarge(ValueError):
@@ -22,11 +23,14 @@ def decode_payload(body: bytes, transfer_encoding: str, content_encoding: str, l
     """Undo the encodings in the order in which HTTP applied them.
 
     Raises:
-        TooLarge: more than `limit` bytes come out.
+        TooLarge: more than `limit` bytes come out, or more encodings are named than any server applies.
     """
     if "chunked" in transfer_encoding.lower():
         body = unchunk(body)
-    for encoding in reversed([name.strip().lower() for name in content_encoding.split(",") if name.strip()]):
+    encodings = [name.strip().lower() for name in content_encoding.split(",", MOST_ENCODINGS) if name.strip()]
+    if len(encodings) > MOST_ENCODINGS:
+        raise TooLarge(f"more than {MOST_ENCODINGS} content encodings")
+    for encoding in reversed(encodings):
         body = inflate(body, encoding, limit)
     if len(body) > limit:
         raise TooLarge(f"more than {limit} bytes")

@@ -18,6 +18,9 @@ class Record:
     """`body` holds bytes to extract from, or `text` a text that is already plain; with a `reason` neither counts.
 
     `offset` and `length` are bytes in `source` as stored; `columns` are further document columns that the file gave.
+    `damage` says that a record was not captured or stored whole: "length" (its declared length is wrong; it was taken to go on
+    to where the next record begins), "cut" (the file ends inside it), "broken" (so does what could be inflated), or the
+    crawler's own word ("truncated:length", "truncated:time", ...).
     """
 
     source: str
@@ -34,6 +37,7 @@ class Record:
     text: str | None = None
     digest: str = ""
     columns: Mapping[str, object] = field(default_factory=dict)
+    damage: str = ""
     reason: str = ""
     detail: str = ""
 

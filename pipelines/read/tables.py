@@ -19,45 +19,40 @@ _DATE, _TITLE = ("captured_at", "date", "timestamp", "created", "date_download",
 LONGEST_LINE = 4 * MAX_BODY  # JSON escapes may quadruple a text
 
 
-def read_jsonl(file: BinaryIO, source: str, compression: str | None, max_body: int = MAX_BODY) -> Iterator[Record]:
-    """One JSON object a line; a line that is none is a `read.bad_json` row."""
-    stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), compression) if compression else file
-    offset = 0
-    lines = _lines(stream)
-    while True:
-        try:
-            line = next(lines)
-        except StopIteration:
-            return
-        except OSError as error:  # a compressed stream that breaks
-            yield Record(source, offset, id=identify("", source, offset, 1)).rejected("broken", f"{type(error).__name__}: {error}")
-            return
-        if line.strip():
-            record = Record(source, offset, len(line), id=identify("", source, offset))
-            if len(line) > LONGEST_LINE:
-                yield record.rejected("too_large", f"a line of more than {LONGEST_LINE} bytes")
-            else:
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    yield record.rejected("bad_json", str(error))
-                else:
-                    yield _row(record, row, max_body) if isinstance(row, dict) else record.rejected("bad_json", f"a {type(row).__name__}, not an object")
-        offset += len(line)
+def read_jsonl(
+    file: BinaryIO, source: str, compression: str | None, max_body: int = MAX_BODY, start: int = 0, end: int | None = None
+) -> Iterator[Record]:
+    """One JSON object a line, of the lines that begin in bytes [start, end); a line that is none is a `read.bad_json` row."""
+    stream: Any = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), compression) if compression else file
+    if start:
+        stream.seek(start - 1)
+    lines = _lines(stream, max(start - 1, 0))
+    if start:
+        next(lines, None)  # the line that begins before the part, or ends with its first byte
+    offset = start
+    try:
+        for offset, line in lines:
+            if end is not None and offset >= end:
+                return
+            if line.strip():
+                yield _parse(Record(source, offset, len(line), id=identify("", source, offset)), line, max_body)
+    except OSError as error:  # a compressed stream that breaks
+        yield Record(source, offset, id=identify("", source, offset, 1)).rejected("broken", f"{type(error).__name__}: {error}")
 
 
-def read_parquet(file: BinaryIO, source: str, max_body: int = MAX_BODY, group: int | None = None) -> Iterator[Record]:
-    """One document a row, streamed by batches; `group` limits to one row group."""
+def read_parquet(file: BinaryIO, source: str, max_body: int = MAX_BODY, start: int = 0, end: int | None = None) -> Iterator[Record]:
+    """One document a row of row groups [start, end), streamed by batches."""
+    number = 0
     try:
         table = pq.ParquetFile(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        yield Record(source, 0, id=identify("", source, 0)).rejected("broken", f"{type(error).__name__}: {error}")
-        return
-    number = sum(table.metadata.row_group(index).num_rows for index in range(group)) if group else 0
-    for batch in table.iter_batches(batch_size=64, row_groups=None if group is None else [group]):
-        for row in batch.to_pylist():
-            yield _row(Record(source, number, 1, id=identify("", source, number)), row, max_body)
-            number += 1
+        groups = range(start, table.num_row_groups if end is None else end)
+        number = sum(table.metadata.row_group(index).num_rows for index in range(start))
+        for batch in table.iter_batches(batch_size=64, row_groups=list(groups)):
+            for row in batch.to_pylist():
+                yield _row(Record(source, number, 1, id=identify("", source, number)), row, max_body)
+                number += 1
+    except (pa.ArrowException, OSError) as error:
+        yield Record(source, number, id=identify("", source, number, 1)).rejected("broken", f"{type(error).__name__}: {error}")
 
 
 def read_page(file: BinaryIO, source: str, url: str, html: bool, max_body: int = MAX_BODY) -> Iterator[Record]:
@@ -77,22 +72,33 @@ def read_page(file: BinaryIO, source: str, url: str, html: bool, max_body: int =
         yield record
 
 
-def _lines(stream: Any, block: int = 1 << 20) -> Iterator[bytes]:
-    """Lines with their ends; one past the limit comes in one over-long piece and its rest is dropped unread."""
-    buffer, skipping = b"", False
+def _lines(stream: Any, position: int, block: int = 1 << 20) -> Iterator[tuple[int, bytes]]:
+    """(offset, line with its end); of one past the limit only the beginning is kept, the rest is passed over."""
+    held: list[bytes] = []
+    size = 0  # of the line being gathered, however much of it is held
     while piece := stream.read(block):
-        buffer += piece
-        *lines, buffer = buffer.split(b"\n")
-        for line in lines:
-            if not skipping:
-                yield line + b"\n"
-            skipping = False
-        if len(buffer) > LONGEST_LINE:
-            if not skipping:
-                yield buffer
-            buffer, skipping = b"", True
-    if buffer and not skipping:
-        yield buffer
+        *ends, rest = piece.split(b"\n")
+        for end in ends:
+            line = b"".join([*held, end, b"\n"])
+            yield position, line
+            position += size + len(end) + 1
+            held, size = [], 0
+        if rest:
+            if size <= LONGEST_LINE:
+                held.append(rest)
+            size += len(rest)
+    if held:
+        yield position, b"".join(held)
+
+
+def _parse(record: Record, line: bytes, max_body: int) -> Record:
+    if len(line) > LONGEST_LINE:
+        return record.rejected("too_large", f"a line of more than {LONGEST_LINE} bytes")
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:  # not JSON; or nested past all sense
+        return record.rejected("bad_json", str(error))
+    return _row(record, row, max_body) if isinstance(row, dict) else record.rejected("bad_json", f"a {type(row).__name__}, not an object")
 
 
 def _row(record: Record, row: Mapping[str, Any], max_body: int) -> Record:
