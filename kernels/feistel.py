@@ -16,6 +16,7 @@ import hashlib
 import math
 
 import numpy as np
+from numba import njit
 
 ROUNDS = 6  # half-rounds; 4 are provably pseudorandom for ideal round functions (Luby and Rackoff 1988), 2 more for small n
 LIMIT = 1 << 62  # a*a must fit into uint64 with room to spare
@@ -40,6 +41,7 @@ class Permutation:
         self.side = math.isqrt(max(n - 1, 0)) + 1  # ceil(sqrt(n)) for n >= 1
         digest = hashlib.blake2b(repr(key).encode(), digest_size=8 * ROUNDS).digest()
         self.keys = [int.from_bytes(digest[8 * i : 8 * i + 8], "little") for i in range(ROUNDS)]
+        self._keys = np.array(self.keys, np.uint64)
 
     def __getitem__(self, index: int) -> int:
         """Where `index` goes: the readable reference."""
@@ -70,32 +72,15 @@ class Permutation:
                 return index
 
     def take(self, indices: np.ndarray) -> np.ndarray:
-        """Many points at once: int64 [...] -> int64 [...], equal to `[p[i] for i in indices]`.
+        """Many points at once: int64 [...] -> int64 [...], equal to `[p[i] for i in indices]`, compiled.
 
-        All points walk together; those that are outside after a pass go through again, alone.
+        A batch asks for a few hundred points; with numpy's array operations their fixed costs were most of the time.
         """
         points = np.array(indices, dtype=np.int64)
         if points.size and (points.min() < 0 or points.max() >= self.n):
             raise ValueError(f"indices must lie in [0, {self.n})")
-        flat = points.reshape(-1).view(np.uint64)
-        flat[:] = self._pass(flat)
-        outside = np.flatnonzero(flat >= self.n)
-        while outside.size:
-            moved = self._pass(flat[outside])
-            flat[outside] = moved
-            outside = outside[moved >= self.n]
+        _walk(points.reshape(-1).view(np.uint64), np.uint64(self.n), np.uint64(self.side), self._keys)
         return points
-
-    def _pass(self, points: np.ndarray) -> np.ndarray:
-        side = np.uint64(self.side)
-        left, right = np.divmod(points, side)
-        for turn, key in enumerate(self.keys):
-            # The hash is reduced before it is added: Python's integers do not wrap, uint64 would.
-            if turn % 2 == 0:
-                left = (left + _mix_array(right ^ np.uint64(key)) % side) % side
-            else:
-                right = (right + _mix_array(left ^ np.uint64(key)) % side) % side
-        return left * side + right
 
     def _check(self, index: int) -> None:
         if not 0 <= index < self.n:
@@ -109,8 +94,28 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def _mix_array(value: np.ndarray) -> np.ndarray:
-    value = value + np.uint64(_GAMMA)  # uint64 arithmetic wraps, which is the modulus wanted here
+@njit(cache=True, nogil=True)
+def _walk(points, n, side, keys):
+    """`Permutation.__getitem__` over an array, in place. All arithmetic is in uint64, whose wrapping is the modulus wanted."""
+    for place in range(points.size):
+        index = points[place]
+        while True:
+            left, right = index // side, index % side
+            for turn in range(keys.size):
+                # The hash is reduced before it is added: Python's integers do not wrap, uint64 would.
+                if turn % 2 == 0:
+                    left = (left + _mix_word(right ^ keys[turn]) % side) % side
+                else:
+                    right = (right + _mix_word(left ^ keys[turn]) % side) % side
+            index = left * side + right
+            if index < n:
+                break
+        points[place] = index
+
+
+@njit(inline="always")
+def _mix_word(value):
+    value = value + np.uint64(_GAMMA)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(_MIX_1)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(_MIX_2)
     return value ^ (value >> np.uint64(31))

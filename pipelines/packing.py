@@ -1,20 +1,30 @@
 """Packing: how documents become windows of a fixed length, without losing or repeating a token.
 
 `concat` cuts the stream of documents every T tokens; only the last window of a source is not full. `best_fit` never cuts a
-document that fits into a window: longer ones give up whole windows, remainders and short ones go where they fit best
-(best-fit decreasing, Ding et al. 2024, "Fewer Truncations Improve Language Modeling"), and windows end in padding.
+document that fits into a window, whichever shards the documents lie in: longer ones give up whole windows, remainders and short
+ones go where they leave the least room (`kernels.packing.best_fit`), and windows end in padding. `pad` gives every document
+windows of its own.
+
+Concatenated windows are computed from where documents end. The others are looked up in a *window index*, a file that is written once and
+mapped into memory, so opening one costs its header whatever it holds. The same file holds any other windows too, such as
+those over what an earlier plan has left unread.
 
 A window is a list of pieces, each a part of one document. Pieces are rows of an int64 array [pieces, 5] with the columns
 WINDOW, SHARD, DOCUMENT, OFFSET (in the document) and LENGTH, in reading order.
 """
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Literal
 
 import numpy as np
 
+from kernels.packing import best_fit, cut
+
 WINDOW, SHARD, DOCUMENT, OFFSET, LENGTH = range(5)
+Packing = Literal["concat", "best_fit", "pad"]
+_MAGIC = int.from_bytes(b"gmwindow", "little")
+_HEADER = 4  # int64: magic, windows, pieces, tokens
 
 
 class Concat:
@@ -28,22 +38,28 @@ class Concat:
     def __init__(self, ends: Sequence[np.ndarray], length: int):
         self.ends, self.length = ends, length
         self.shard_ends = np.cumsum([int(shard[-1]) if len(shard) else 0 for shard in ends], dtype=np.int64)
+        self.shard_starts = np.concatenate(([0], self.shard_ends))[:-1]
         self.tokens = int(self.shard_ends[-1]) if len(ends) else 0
         self.windows = -(-self.tokens // length)
 
     def pieces(self, windows: np.ndarray) -> np.ndarray:
         """The pieces of windows: int64 [n] -> int64 [pieces, 5]; WINDOW counts 0..n-1, the place in `windows`."""
-        rows: list[np.ndarray] = []
-        for place, window in enumerate(windows.tolist()):
-            start, stop = window * self.length, min((window + 1) * self.length, self.tokens)
-            shard = int(np.searchsorted(self.shard_ends, start, side="right"))
-            while start < stop:
-                base = int(self.shard_ends[shard - 1]) if shard else 0
-                until = min(stop, int(self.shard_ends[shard]))
-                if until > start:
-                    rows.append(self._run(place, shard, start - base, until - base))
-                start, shard = until, shard + 1
-        return np.concatenate(rows) if rows else np.zeros((0, 5), np.int64)
+        starts = windows * self.length
+        stops = np.minimum(starts + self.length, self.tokens)
+        first, last = (np.searchsorted(self.shard_ends, at, side="right") for at in (starts, stops - 1))
+        found = []
+        for shard in np.unique(np.concatenate([first, last, *_between(first, last)])).tolist():
+            places = np.flatnonzero((first <= shard) & (last >= shard))
+            base = self.shard_starts[shard]
+            upto = self.shard_ends[shard] - base
+            rows = cut(self.ends[shard], np.maximum(starts[places] - base, 0), np.minimum(stops[places] - base, upto))
+            piece = np.empty((len(rows), 5), np.int64)
+            piece[:, WINDOW], piece[:, SHARD], piece[:, DOCUMENT:] = places[rows[:, 0]], shard, rows[:, 1:]
+            found.append(piece)
+        if len(found) == 1:
+            return found[0]
+        pieces = np.concatenate(found) if found else np.zeros((0, 5), np.int64)
+        return pieces[np.argsort(pieces[:, WINDOW], kind="stable")]
 
     def filled(self, windows: np.ndarray) -> np.ndarray:
         """Tokens in each window: int64 [n] -> int64 [n]."""
@@ -51,130 +67,139 @@ class Concat:
 
     def windows_of(self, shard: int, document: int) -> list[int]:
         """The windows that hold a part of a document."""
-        base = int(self.shard_ends[shard - 1]) if shard else 0
+        base = int(self.shard_starts[shard])
         start = base + (int(self.ends[shard][document - 1]) if document else 0)
         stop = base + int(self.ends[shard][document])
         return list(range(start // self.length, -(-stop // self.length)))
 
-    def _run(self, place: int, shard: int, start: int, stop: int) -> np.ndarray:
-        """The documents under tokens [start, stop) of a shard."""
-        ends = self.ends[shard]
-        # u64 needles: numpy would otherwise convert the whole memory map to a common type first.
-        first, last = np.searchsorted(ends, np.array([start, stop - 1], ends.dtype), side="right")
-        edges = np.empty(last - first + 2, np.int64)
-        edges[0], edges[-1] = start, stop
-        edges[1:-1] = ends[first:last]
-        piece = np.empty((len(edges) - 1, 5), np.int64)
-        piece[:, WINDOW], piece[:, SHARD] = place, shard
-        piece[:, DOCUMENT] = np.arange(first, last + 1)
-        piece[:, OFFSET] = 0
-        piece[0, OFFSET] = start - (int(ends[first - 1]) if first else 0)
-        piece[:, LENGTH] = np.diff(edges)
-        return piece
 
-
-class BestFit:
-    """Best-fit windows as planned by `pack_best_fit` and stored a shard; opening costs nothing but the header.
+class Indexed:
+    """Windows that a file lists (`window_index`), fullest first; opening it reads the header.
 
     Args:
-        packs: per shard, the int64 array that `write_pack` wrote.
+        data: the file as int64, on disk or in memory.
     """
 
-    def __init__(self, packs: Sequence[np.ndarray], length: int):
+    def __init__(self, data: np.ndarray, length: int):
+        assert len(data) >= _HEADER and int(data[0]) == _MAGIC, "not a window index"
         self.length = length
-        self.shards = [_open_pack(pack) for pack in packs]
-        self.shard_ends = np.cumsum([len(shard.window_ends) for shard in self.shards], dtype=np.int64)
-        self.windows = int(self.shard_ends[-1]) if self.shards else 0
-        self.tokens = sum(int(shard.token_ends[-1]) if len(shard.token_ends) else 0 for shard in self.shards)
+        self.windows, pieces, self.tokens = (int(value) for value in data[1:_HEADER])
+        assert len(data) == _HEADER + self.windows + 2 * pieces, "the window index is cut short"
+        self._ends = data[_HEADER : _HEADER + self.windows]
+        self._pieces = data[_HEADER + self.windows :].view(np.int32).reshape(pieces, 4)
 
     def pieces(self, windows: np.ndarray) -> np.ndarray:
         """As `Concat.pieces`."""
-        rows = []
-        for place, (shard, window) in enumerate(zip(*self._locate(windows), strict=True)):
-            pack = self.shards[shard]
-            first, last = int(pack.window_ends[window - 1]) if window else 0, int(pack.window_ends[window])
-            piece = np.empty((last - first, 5), np.int64)
-            piece[:, WINDOW], piece[:, SHARD] = place, shard
-            piece[:, DOCUMENT:] = pack.pieces[first:last]
-            rows.append(piece)
-        return np.concatenate(rows) if rows else np.zeros((0, 5), np.int64)
+        stops = self._ends[windows]
+        starts = np.where(windows > 0, self._ends[np.maximum(windows - 1, 0)], 0)
+        counts = stops - starts
+        places = np.repeat(np.arange(len(windows)), counts)
+        pieces = np.empty((len(places), 5), np.int64)
+        pieces[:, WINDOW] = places
+        pieces[:, SHARD:] = self._pieces[np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(len(places))]
+        return pieces
 
     def filled(self, windows: np.ndarray) -> np.ndarray:
         """Tokens in each window: int64 [n] -> int64 [n]."""
-        shards, locals_ = self._locate(windows)
-        filled = np.empty(len(windows), np.int64)
-        for shard in np.unique(shards):
-            here = shards == shard
-            ends, places = self.shards[shard].token_ends, locals_[here]
-            filled[here] = ends[places] - np.where(places > 0, ends[places - 1], 0)
-        return filled
+        pieces = self.pieces(windows)
+        return np.bincount(pieces[:, WINDOW], weights=pieces[:, LENGTH], minlength=len(windows)).astype(np.int64)
 
     def windows_of(self, shard: int, document: int) -> list[int]:
         """The windows that hold a part of a document."""
-        base = int(self.shard_ends[shard - 1]) if shard else 0
-        pieces = np.flatnonzero(self.shards[shard].pieces[:, 0] == document)
-        windows = np.searchsorted(self.shards[shard].window_ends, pieces, side="right")
-        return sorted({base + int(window) for window in windows})
+        pieces = np.flatnonzero((self._pieces[:, 0] == shard) & (self._pieces[:, 1] == document))
+        return sorted({int(window) for window in np.searchsorted(self._ends, pieces, side="right")})
 
-    def _locate(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        shards = np.searchsorted(self.shard_ends, windows, side="right")
-        starts = np.concatenate(([0], self.shard_ends[:-1]))
-        return shards, windows - starts[shards]
+
+Windows = Concat | Indexed
+
+
+def whole_documents(ends: Sequence[np.ndarray]) -> np.ndarray:
+    """Every document of the shards as a run to be packed: int64 [documents, 4] of (shard, document, 0, length)."""
+    runs = [np.zeros((0, 4), np.int64)]
+    for shard, stops in enumerate(ends):
+        lengths = np.diff(np.asarray(stops, np.int64), prepend=0)
+        rows = np.zeros((len(lengths), 4), np.int64)
+        rows[:, 0], rows[:, 1], rows[:, 3] = shard, np.arange(len(lengths)), lengths
+        runs.append(rows)
+    return np.concatenate(runs)
+
+
+def unread(windows: Windows, which: np.ndarray) -> np.ndarray:
+    """What lies in the windows `which`, as runs to be packed anew; neighbouring pieces of a document become one again."""
+    pieces = windows.pieces(which)[:, SHARD:]
+    pieces = pieces[np.lexsort((pieces[:, 2], pieces[:, 1], pieces[:, 0]))]
+    if not len(pieces):
+        return pieces
+    joined = (pieces[1:, :2] == pieces[:-1, :2]).all(axis=1) & (pieces[1:, 2] == pieces[:-1, 2] + pieces[:-1, 3])
+    begins = np.flatnonzero(np.concatenate(([True], ~joined)))
+    runs = pieces[begins]
+    runs[:, 3] = np.add.reduceat(pieces[:, 3], begins)
+    return runs
+
+
+def window_index(runs: np.ndarray, length: int, packing: Packing) -> bytes:
+    """Pack runs (int64 [n, 4] of shard, document, offset, length) and return the file that `Indexed` reads.
+
+    Little-endian: int64 magic, windows, pieces, tokens; int64 cumulative pieces a window; int32 [pieces, 4] of (shard, document,
+    offset, length). Windows are sorted by their tokens, fullest first, which is what the loader's order builds on. Takes some 100 bytes
+    of memory a piece while it works.
+    """
+    lengths = runs[:, 3]
+    if packing == "best_fit":
+        pieces, owner = best_fit(lengths, length)
+    elif packing == "pad":
+        pieces, owner = _chop(lengths, length, np.cumsum(-(-lengths // length)) - -(-lengths // length))
+    else:
+        pieces, owner = _stream(lengths, length)
+    windows = int(owner[-1]) + 1 if len(owner) else 0
+    counts = np.bincount(owner, minlength=windows)
+    fills = np.bincount(owner, weights=pieces[:, 2], minlength=windows)
+    rank = np.empty(windows, np.int64)
+    order = np.argsort(-fills, kind="stable")
+    rank[order] = np.arange(windows)
+    pieces = pieces[np.argsort(rank[owner], kind="stable")]
+    rows = runs[pieces[:, 0]].copy()
+    rows[:, 2] += pieces[:, 1]
+    rows[:, 3] = pieces[:, 2]
+    assert not len(rows) or rows.max() < 1 << 31, "Megatron's lengths are int32, and so are these"
+    header = np.array([_MAGIC, windows, len(rows), int(lengths.sum())])
+    return b"".join(array.astype(kind).tobytes() for array, kind in ((header, "<i8"), (np.cumsum(counts[order]), "<i8"), (rows, "<i4")))
 
 
 def pack_best_fit(lengths: np.ndarray, capacity: int) -> list[list[tuple[int, int, int]]]:
-    """Windows of pieces (document, offset, length) for documents of `lengths` tokens.
-
-    Documents of at most `capacity` tokens stay whole. Time O(n log n), memory O(n); ties go to the earlier document and the
-    youngest window, so equal lengths give equal windows.
-    """
-    windows: list[list[tuple[int, int, int]]] = []
-    remainders: list[tuple[int, int, int]] = []
-    for document, length in enumerate(np.asarray(lengths).tolist()):
-        offset = 0
-        while length - offset >= capacity:
-            windows.append([(document, offset, capacity)])
-            offset += capacity
-        if offset < length:
-            remainders.append((document, offset, length - offset))
-    remainders.sort(key=lambda piece: -piece[2])  # stable
-    room: list[list[int]] = [[] for _ in range(capacity + 1)]  # windows by the tokens they have room for
-    open_rooms = 0  # bit r is set while some window has room for r tokens
-    for piece in remainders:
-        fits = open_rooms >> piece[2]
-        if fits:
-            space = piece[2] + (fits & -fits).bit_length() - 1
-            window = room[space].pop()
-            if not room[space]:
-                open_rooms &= ~(1 << space)
-            windows[window].append(piece)
-        else:
-            space, window = capacity, len(windows)
-            windows.append([piece])
-        left = space - piece[2]
-        room[left].append(window)
-        open_rooms |= 1 << left if left else 0
-    return windows
+    """Windows as lists of (document, offset, length): `kernels.packing.best_fit` for those who keep their documents in memory."""
+    pieces, windows = best_fit(lengths, capacity)
+    packed: list[list[tuple[int, int, int]]] = [[] for _ in range(int(windows[-1]) + 1 if len(windows) else 0)]
+    for piece, window in zip(pieces.tolist(), windows.tolist(), strict=True):
+        packed[window].append(tuple(piece))
+    return packed
 
 
-def write_pack(file: BinaryIO, windows: Sequence[Sequence[tuple[int, int, int]]]) -> None:
-    """Write windows as little-endian int64: windows, pieces, then cumulative pieces and tokens a window, then the pieces."""
-    pieces = np.array([piece for window in windows for piece in window], np.int64).reshape(-1, 3)
-    counts = np.array([len(window) for window in windows], np.int64)
-    tokens = np.array([sum(piece[2] for piece in window) for window in windows], np.int64)
-    for array in (np.array([len(windows), len(pieces)]), np.cumsum(counts), np.cumsum(tokens), pieces):
-        file.write(np.ascontiguousarray(array).astype("<i8").tobytes())
+def digest(index: bytes) -> str:
+    """SHA-256 of a window index."""
+    return hashlib.sha256(index).hexdigest()
 
 
-@dataclass(frozen=True)
-class _Pack:
-    window_ends: np.ndarray
-    token_ends: np.ndarray
-    pieces: np.ndarray
+def _chop(lengths: np.ndarray, length: int, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every run cut every `length` tokens from its own beginning; the windows of run i begin at first[i]."""
+    counts = -(-lengths // length)
+    owner = np.repeat(np.arange(len(lengths)), counts)
+    number = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    offsets = number * length
+    return np.stack([owner, offsets, np.minimum(length, lengths[owner] - offsets)], axis=1), first[owner] + number
 
 
-def _open_pack(data: np.ndarray) -> _Pack:
-    windows, pieces = int(data[0]), int(data[1])
-    assert len(data) == 2 + 2 * windows + 3 * pieces, "the pack is cut short"
-    body = data[2:]
-    return _Pack(body[:windows], body[windows : 2 * windows], body[2 * windows :].reshape(pieces, 3))
+def _stream(lengths: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """All runs one after the other, cut every `length` tokens of the stream."""
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    edges = np.union1d(starts, np.arange(0, int(ends[-1]) if len(ends) else 0, length))
+    edges = edges[edges < (ends[-1] if len(ends) else 0)]
+    owner = np.searchsorted(ends, edges, side="right")
+    sizes = np.diff(np.append(edges, ends[-1:]))
+    return np.stack([owner, edges - starts[owner], sizes], axis=1), edges // length
+
+
+def _between(first: np.ndarray, last: np.ndarray) -> list[np.ndarray]:
+    """Shards that lie wholly inside a window (they are smaller than it)."""
+    return [np.arange(a + 1, b) for a, b in zip(first[last > first + 1].tolist(), last[last > first + 1].tolist(), strict=True)]

@@ -119,13 +119,14 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
     return line + (f" (and {more} more)" if more else "")
 
 
-def _keys(model: type[BaseModel]) -> set[str]:
-    """All field names of a model and of the models nested in it."""
+def _keys(model: type[BaseModel], seen: frozenset[type] = frozenset()) -> set[str]:
+    """All field names of a model and of the models nested in it (once: a model may hold itself)."""
     keys = set(model.model_fields)
+    seen |= {model}
     pending: list[Any] = [field.annotation for field in model.model_fields.values()]
     while pending:
         annotation = pending.pop()
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            keys |= _keys(annotation)
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation not in seen:
+            keys |= _keys(annotation, seen)
         pending.extend(get_args(annotation))
     return keys

@@ -29,8 +29,10 @@ from pipelines.atomic import write_file
 from pipelines.cluster import Cluster
 from pipelines.dataset import Dataset
 from pipelines.errors import UserError
-from pipelines.mixture import Available, Mixture, MixturePlan, Source, plan
-from pipelines.packing import pack_best_fit, write_pack
+from pipelines.fill_in_middle import FillInMiddleEncoder
+from pipelines.loader.supply import plan_over
+from pipelines.mixture import Available, FillInMiddle, Mixture, MixturePlan, Source, plan
+from pipelines.mixture.rows import COLUMNS, condition, described
 from pipelines.progress import Progress, silent
 from pipelines.recipe import Recipe
 from pipelines.shardset import FORMAT, SPLITS, ShardSet, inspect, verify
@@ -56,7 +58,11 @@ class SourceBytes(Recipe):
     format: str
     loss: str
     where: str | None
+    language: tuple[str, ...]
+    quality: tuple[int, int] | None
+    licence: tuple[str, ...]
     rehydrate: bool
+    fim: FillInMiddle | None
 
 
 class TokenizeConfig(Recipe):
@@ -67,9 +73,6 @@ class TokenizeConfig(Recipe):
     tokenizer: str
     eos: int
     chat: str
-    packing: str
-    sequence_length: int | None
-    """Only best-fit packing is planned into the shards; concatenation serves any length."""
     shard_bytes: int
 
 
@@ -95,23 +98,22 @@ def tokenize(
     """
     tokenizer = load_tokenizer(tokenizer_path)
     held = estimate(mixture, tokenizer, chat).items()
-    plan(mixture, {name: Available(tokens=round(a.tokens * ESTIMATE_SLACK), windows=round(a.windows * ESTIMATE_SLACK)) for name, a in held})
+    likely = {name: Available(tokens=round(a.tokens * ESTIMATE_SLACK), windows=round(a.windows * ESTIMATE_SLACK)) for name, a in held}
+    plan(mixture.model_copy(update={"after": None}), likely)
     eos_id = tokenizer.token_to_id(eos) if isinstance(eos, str) else eos
     if eos_id is None or eos_id >= tokenizer.get_vocab_size():
         raise UserError(f"{tokenizer_path}: the tokenizer has no token {eos!r} to end documents with")
     config = TokenizeConfig(
-        sources=tuple(SourceBytes(**{key: getattr(source, key) for key in SourceBytes.model_fields}) for source in mixture.sources),
+        sources=tuple(SourceBytes(**{key: getattr(source, key) for key in SourceBytes.model_fields}) for source in mixture.datasets()),
         validation=mixture.validation.fraction,
         tokenizer=tokenizer_digest(tokenizer),
         eos=eos_id,
         chat=chat,
-        packing=mixture.packing,
-        sequence_length=mixture.sequence_length if mixture.packing == "best_fit" else None,
         shard_bytes=shard_bytes,
     )
     path = Path(tokenizer_path)
     path = path / "tokenizer.json" if path.is_dir() else path
-    inputs = [str(path.resolve()), *(source.dataset for source in mixture.sources)]
+    inputs = [str(path.resolve()), *(source.dataset for source in mixture.datasets())]
     dataset = run_stage(TOKENIZE, inputs, config, out, cluster=cluster, progress=progress, name=mixture.name)
     return _close(mixture, dataset, config, tokenizer, path)
 
@@ -132,12 +134,12 @@ def estimate(mixture: Mixture, tokenizer: Tokenizer, chat: str = "model.chat:enc
         UserError: a dataset is missing or lacks a column, or `where` does not evaluate.
     """
     held = {}
-    for source in mixture.sources:
+    for source in mixture.datasets():
         dataset = Dataset.open(source.dataset)
         count = _select(dataset, source).select(pl.len()).collect().item()
         sample = _sample(dataset, source)
         copies = sample["copies"].to_numpy() if source.rehydrate else np.ones(len(sample), np.int64)
-        encoded, _ = _encoder(source, tokenizer, chat)(sample[_column(source)].to_list())
+        encoded, _ = _encoder(source, tokenizer, chat)(sample[_column(source)].to_list(), sample["id"].to_list())
         lengths = np.array([len(ids) + 1 if isinstance(ids, list) and ids else 0 for ids in encoded], np.int64)
         total = float((lengths * copies).sum()) * (count / max(len(sample), 1)) * (1 - mixture.validation.fraction)
         tokens = round(total)
@@ -153,7 +155,7 @@ def _sample(dataset: Dataset, source: Source) -> pl.DataFrame:
     for group in chosen:
         rows = pl.concat(frame.filter("__chosen") for frame in _frames([group], source))
         frames.append(rows.gather_every(max(1, -(-len(rows) * len(chosen) // ESTIMATE_ROWS))))
-    return pl.concat(frames) if frames else pl.DataFrame(schema={_column(source): pl.String, "copies": pl.Int64})
+    return pl.concat(frames) if frames else pl.DataFrame(schema={"id": pl.String, _column(source): pl.String, "copies": pl.Int64})
 
 
 def _row_groups(dataset: Dataset) -> Iterator[tuple[str, int, int]]:
@@ -194,20 +196,22 @@ def _run_part(payload: dict[str, Any], config: TokenizeConfig, output: PartOutpu
             chosen = frame.get_column("__chosen").fill_null(False).to_list()
             filled = [bool(value) for value in frame.get_column(_column(source)).to_list()]
             rows = frame.filter([a and b for a, b in zip(chosen, filled, strict=True)])
-            encoded, masks = encode(rows[_column(source)].to_list())
+            splits = ["validation" if _hash(document) < config.validation else "train" for document in rows["id"].to_list()]
+            # Held-out text stays as it was written, whatever is done to the text trained on.
+            movable = [document if split == "train" else None for document, split in zip(rows["id"].to_list(), splits, strict=True)]
+            encoded, masks = encode(rows[_column(source)].to_list(), movable)
             kept: list[dict[str, Any]] = []
             copies = rows["copies"].to_list() if source.rehydrate else [1] * len(rows)
             left: list[tuple[str, str, str]] = []
-            for document, ids, mask, times in zip(rows["id"].to_list(), encoded, masks, copies, strict=True):
+            for document, split, ids, mask, times in zip(rows["id"].to_list(), splits, encoded, masks, copies, strict=True):
                 if isinstance(ids, ValueError):
                     left.append((document, "mixture.chat", str(ids)))
                     continue
-                split = "validation" if _hash(document) < config.validation else "train"
                 times = times if split == "train" else 1
                 for _ in range(times):
                     writers[split].add(document, ids, mask, payload["dataset"])
                 kept.append({"id": document, "source": source.name, "split": split, "tokens": len(ids) + 1, "copies": times})
-            left += [(i, "mixture.where", source.where or "") for i, a in zip(frame["id"].to_list(), chosen, strict=True) if not a]
+            left += [(i, "mixture.where", described(source)) for i, a in zip(frame["id"].to_list(), chosen, strict=True) if not a]
             left += [(i, "mixture.empty", _column(source)) for i, a, b in zip(frame["id"].to_list(), chosen, filled, strict=True) if a and not b]
             output.write(pa.Table.from_pylist(kept, KEPT) if kept else None, _rejected(left, source.name))
         for writer in writers.values():
@@ -255,9 +259,6 @@ class _ShardWriter:
         pq.write_table(pa.table([pa.array(c, f.type) for c, f in zip(columns, DOCS, strict=True)], schema=DOCS), buffer, compression="zstd")
         with self.output.file(f"{self.prefix}.docs.parquet") as file:
             file.write(buffer.getvalue())
-        if self.config.packing == "best_fit":
-            with self.output.file(f"{self.prefix}.pack") as file:
-                write_pack(file, pack_best_fit(lengths, self.config.sequence_length))
         self.output.count(**{f"{self.prefix}.documents": len(lengths), f"{self.prefix}.tokens": int(lengths.sum())})
 
 
@@ -266,33 +267,30 @@ def _frames(groups: list[list[Any]], source: Source | SourceBytes) -> Iterator[p
     for path, group in groups:
         with fsspec.open(path, "rb") as file, pq.ParquetFile(file) as table:
             names = {"id", _column(source), *(["cluster_size"] if source.rehydrate else [])}
-            names |= set(_where(source).meta.root_names()) if source.where else set()
+            chosen = condition(source)
+            names |= set() if chosen is None else set(chosen.meta.root_names())
             for batch in table.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=[n for n in table.schema_arrow.names if n in names]):
                 frame = pl.from_arrow(pa.Table.from_batches([batch]))
-                chosen = _where(source) if source.where else pl.lit(True)
-                yield frame.select("id", _column(source), *_copies(source), chosen.alias("__chosen"))
+                yield frame.select("id", _column(source), *_copies(source), (pl.lit(True) if chosen is None else chosen).alias("__chosen"))
 
 
 def _select(dataset: Dataset, source: Source) -> pl.LazyFrame:
     """The rows a source takes of its dataset, lazily; checks columns and expression before anything runs."""
     rows = dataset.scan()
     schema = rows.collect_schema()
-    for column in ("id", _column(source), *(["cluster_size"] if source.rehydrate else [])):
+    needed = ["id", _column(source), *(["cluster_size"] if source.rehydrate else []), *(column for key, column in COLUMNS.items() if getattr(source, key))]
+    for column in needed:
         if column not in schema:
             raise UserError(f"source {source.name!r}: {source.dataset} has no column {column!r}; it has {', '.join(schema.names())}")
     if source.where:
         try:
-            kind = schema.to_frame().select(_where(source).alias("where")).schema["where"]
+            kind = schema.to_frame().select(pl.sql_expr(source.where).alias("where")).schema["where"]
         except (pl.exceptions.PolarsError, ValueError) as error:
             raise UserError(f"source {source.name!r}: where {source.where!r}: {str(error).splitlines()[0]}") from None
         if kind != pl.Boolean:
             raise UserError(f"source {source.name!r}: where {source.where!r} is not a condition, it yields {kind}")
-        rows = rows.filter(_where(source))
-    return rows
-
-
-def _where(source: Source | SourceBytes) -> pl.Expr:
-    return pl.sql_expr(source.where)
+    chosen = condition(source)
+    return rows if chosen is None else rows.filter(chosen)
 
 
 def _column(source: Source | SourceBytes) -> str:
@@ -309,10 +307,14 @@ def _copies(source: Source | SourceBytes) -> list[pl.Expr]:
     return [pl.col("cluster_size").fill_null(1).map_batches(weigh, return_dtype=pl.Int64, is_elementwise=True).alias("copies")]
 
 
-def _encoder(source: Source | SourceBytes, tokenizer: Tokenizer, chat: str) -> Callable[[list[Any]], Encoded]:
-    """Values of the source's column -> (token ids, loss masks or None), a list each; a ValueError in place of ids that cannot be."""
+def _encoder(source: Source | SourceBytes, tokenizer: Tokenizer, chat: str) -> Callable[[list[Any], list[str | None]], Encoded]:
+    """(values of the source's column, ids of documents that may be rearranged) -> (token ids, loss masks or None), a list each; a
+    ValueError in place of ids that cannot be."""
+    if source.fim:
+        rearrange = FillInMiddleEncoder(source.fim, tokenizer)
+        return lambda values, documents: (rearrange.encode(values, documents), [None] * len(values))
     if source.format == "text":
-        return lambda values: (encode_batch(tokenizer, values), [None] * len(values))
+        return lambda values, _: (encode_batch(tokenizer, values), [None] * len(values))
     encode = chat_encoder(chat)
 
     def encode_chat(messages: list[dict[str, Any]]) -> tuple[list[int] | ValueError, list[int] | None]:
@@ -323,7 +325,7 @@ def _encoder(source: Source | SourceBytes, tokenizer: Tokenizer, chat: str) -> C
             return error, None
         return list(ids), list(mask) if source.loss == "assistant" else None
 
-    def encode_chats(values: list[Any]) -> Encoded:
+    def encode_chats(values: list[Any], _: list[str | None]) -> Encoded:
         pairs = [encode_chat(messages) for messages in values]
         return [ids for ids, _ in pairs], [mask for _, mask in pairs]
 
@@ -368,27 +370,28 @@ def _close(mixture: Mixture, dataset: Dataset, config: TokenizeConfig, tokenizer
     text = path.read_bytes()
     sums = {name: dataset.meta["sha256"][name] for name in dataset.meta["files"]} | {"tokenizer.json": hashlib.sha256(text).hexdigest()}
     sources = []
-    for source, entry in zip(mixture.sources, dataset.meta["inputs"][1:], strict=True):
+    for source, entry in zip(mixture.datasets(), dataset.meta["inputs"][1:], strict=True):
         splits = {split: _entries(dataset, source.name, split) for split in SPLITS}
         described = {"uri": relative_uri(source.dataset, dataset.uri), "name": entry["name"], "digest": entry["digest"]}
         sources.append({"name": source.name, "format": source.format, "dataset": described, **splits})
-    relative = tuple(source.model_copy(update={"dataset": relative_uri(source.dataset, dataset.uri)}) for source in mixture.sources)
+    flat = mixture.flat()
+    relative = tuple(source.model_copy(update={"dataset": relative_uri(source.dataset, dataset.uri)}) for source in flat.sources)
     manifest = {
         "format": FORMAT,
         "name": mixture.name,
         "dataset_digest": dataset.digest,
         "dtype": megatron.token_dtype(tokenizer.get_vocab_size()).name,
-        "packing": mixture.packing,
-        "sequence_length": mixture.sequence_length,
         "tokenizer": {"digest": config.tokenizer, "vocab_size": tokenizer.get_vocab_size(), "eos": config.eos},
-        "mixture": mixture.model_copy(update={"sources": relative}).model_dump(mode="json"),
+        "mixture": flat.model_copy(update={"sources": relative}).model_dump(mode="json"),
         "sources": sources,
         "sha256": sums,
         "code_version": code_version(),
     }
-    held = ShardSet(dataset.uri, manifest).available()
-    planned = plan(mixture, held)
-    manifest |= {"plan": planned.model_dump(mode="json"), "plan_digest": planned.digest}
+    if (old := f"{dataset.uri}/manifest.json") and fsspec.url_to_fs(old)[0].exists(fsspec.url_to_fs(old)[1]):
+        manifest["plan"] = ShardSet.open(dataset.uri).manifest["plan"]  # `after` may name the plan that is about to be replaced
+    planned = plan_over(ShardSet(dataset.uri, manifest), mixture)
+    indices = {f"windows/{entry.index}": entry.sha256 for lane in planned.lanes for entry in lane.passes() if entry.index}
+    manifest |= {"plan": planned.model_dump(mode="json"), "plan_digest": planned.digest, "sha256": sums | indices}
     write_file(f"{dataset.uri}/tokenizer.json", text)
     write_file(f"{dataset.uri}/manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
     return ShardSet(dataset.uri, manifest)

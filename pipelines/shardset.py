@@ -3,7 +3,8 @@
     <shards>/
       files/web-train-00000.bin .idx           tokens, readable by Megatron-core as they are (see pipelines.megatron)
       files/web-train-00000.ends .docs.parquet where documents end; which documents they are, row i = sequence i
-      files/web-train-00000.mask .pack         chat: 1 byte a token, counts in the loss; best-fit packing: the windows
+      files/web-train-00000.mask               chat: 1 byte a token, counts in the loss
+      windows/ plans/                          window indices (best-fit, padded, or over what a plan left unread) and the plans made so far
       parts/ rejected/ receipts/ dataset.json  the same documents as a dataset of the house, with reasons for those left out
       tokenizer.json
       manifest.json                            sources, counts, plan, tokenizer's digest, SHA-256 of every file; written last
@@ -24,40 +25,36 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from pipelines.errors import UserError
-from pipelines.mixture import Available, Mixture, MixturePlan
-from pipelines.packing import BestFit, Concat
+from pipelines.mixture.plan import MixturePlan
+from pipelines.mixture.recipe import Mixture
 from pipelines.progress import Progress, ProgressEvent, silent
+from pipelines.shard_cache import ShardCache
 
 FORMAT = "gristmill-shards/1"
 SPLITS = ("train", "validation")
 
 
 class Shard:
-    """One `.bin` with its companions. Arrays are opened on first use and stay on disk."""
+    """One `.bin` with its companions. Arrays stay on disk."""
 
     def __init__(self, shards: "ShardSet", source: str, entry: dict[str, Any]):
         self._shards, self.source, self.prefix = shards, source, entry["prefix"]
         self.documents, self.token_count, self.masked = entry["documents"], entry["tokens"], entry["mask"]
 
-    @cached_property
+    @property
     def tokens(self) -> np.ndarray:
         """u16 or i32 [tokens]."""
-        return self._shards.array(f"{self.prefix}.bin", self._shards.dtype)
+        return self._shards.array(f"files/{self.prefix}.bin", self._shards.dtype)
 
-    @cached_property
+    @property
     def ends(self) -> np.ndarray:
         """u64 [documents], cumulative ends in tokens."""
-        return self._shards.array(f"{self.prefix}.ends", np.dtype("<u8"))
+        return self._shards.array(f"files/{self.prefix}.ends", np.dtype("<u8"))
 
-    @cached_property
+    @property
     def mask(self) -> np.ndarray | None:
         """u8 [tokens], 1 where the token is to be predicted; None where all are."""
-        return self._shards.array(f"{self.prefix}.mask", np.dtype(np.uint8)) if self.masked else None
-
-    @cached_property
-    def pack(self) -> np.ndarray:
-        """i64, the best-fit windows (`pipelines.packing.write_pack`)."""
-        return self._shards.array(f"{self.prefix}.pack", np.dtype("<i8"))
+        return self._shards.array(f"files/{self.prefix}.mask", np.dtype(np.uint8)) if self.masked else None
 
     @cached_property
     def ids(self) -> list[str]:
@@ -89,6 +86,7 @@ class ShardSet:
         self.dtype = np.dtype(manifest["dtype"])
         self.eos = manifest["tokenizer"]["eos"]
         self._local = "://" not in self.uri
+        self._maps: dict[str, np.ndarray] = {}
 
     @classmethod
     def open(cls, uri: str) -> "ShardSet":
@@ -152,39 +150,30 @@ class ShardSet:
     def path(self, name: str) -> str:
         return f"{self.uri}/files/{name}"
 
-    def array(self, name: str, dtype: np.dtype) -> np.ndarray:
-        """A file of the set as an array: a memory map on this machine; fetched and checked against its sum from elsewhere.
+    def array(self, name: str, dtype: np.dtype, sha256: str | None = None) -> np.ndarray:
+        """A file of the set as an array on disk: a memory map, of a checked copy where the set lies elsewhere.
+
+        Args:
+            name: relative to the set. sha256: what the file must be, where the manifest does not say.
 
         Raises:
             UserError: a fetched file does not have the recorded SHA-256.
         """
-        if self._local:
-            return np.memmap(self.path(name), dtype, mode="r")
-        with fsspec.open(self.path(name), "rb") as file:
-            data = file.read()
-        if hashlib.sha256(data).hexdigest() != self.manifest["sha256"][f"files/{name}"]:
-            raise UserError(f"{self.path(name)}: the bytes that arrived do not have the SHA-256 of the manifest")
-        return np.frombuffer(data, dtype)
+        path = f"{self.uri}/{name}"
+        if not self._local:
+            return self.cache.array(path, sha256 or self.manifest["sha256"][name], dtype)
+        if name not in self._maps:
+            self._maps[name] = np.asarray(np.memmap(path, dtype, mode="r")) if os.path.getsize(path) else np.zeros(0, dtype)
+        return self._maps[name]
 
-    def packed(self, shards: list[Shard], length: int, packing: str) -> Concat | BestFit:
-        """The windows over shards of one source.
+    @cached_property
+    def cache(self) -> ShardCache:
+        """Where files of a remote set are kept on this machine."""
+        return ShardCache.default()
 
-        Raises:
-            UserError: best-fit windows were not planned, or for another length.
-        """
-        if packing == "concat":
-            return Concat([shard.ends for shard in shards], length)
-        if self.manifest["packing"] != "best_fit" or self.manifest["sequence_length"] != length:
-            raise UserError(f"{self.uri}: no best-fit windows of {length} tokens; tokenize the mixture again with these settings")
-        return BestFit([shard.pack for shard in shards], length)
-
-    def available(self, length: int | None = None, packing: str | None = None) -> dict[str, Available]:
-        """What each source holds for training, in windows; by default as the shards were made."""
-        held = {}
-        for name in self.sources:
-            packed = self.packed(self.shards(name), length or self.manifest["sequence_length"], packing or self.manifest["packing"])
-            held[name] = Available(tokens=packed.tokens, windows=packed.windows)
-        return held
+    def __getstate__(self) -> dict[str, Any]:
+        """To another process goes what the set is, not what was opened of it."""
+        return {key: value for key, value in vars(self).items() if key != "cache"} | {"_maps": {}}
 
 
 def verify(uri: str, progress: Progress = silent) -> list[str]:

@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 from shard_sets import make
 
 from pipelines.errors import UserError
-from pipelines.loader import SOURCE, SPAN_DOCUMENT, SPAN_LENGTH, SPAN_OFFSET, SPAN_SHARD, TokenStream, drawn_of
-from pipelines.mixture import Phase
+from pipelines.loader import SOURCE, SPAN_DOCUMENT, SPAN_LENGTH, SPAN_OFFSET, SPAN_SHARD, TokenStream
+from pipelines.loader.shuffle import Shuffle
+from pipelines.mixture import After, Phase
+from pipelines.mixture.timeline import drawn_of
 from pipelines.shards import ShardSet
 
 PHASES = (Phase(tokens=4000, weights={"web": 1}), Phase(tokens=6000, weights={"web": 40, "problems": 60}))
 
 
-@pytest.fixture(scope="module", params=["concat", "best_fit"])
+@pytest.fixture(scope="module", params=["concat", "best_fit", "pad"])
 def made(tmp_path_factory, request):
     return make(tmp_path_factory.mktemp(request.param), packing=request.param, phases=PHASES)
 
@@ -66,7 +68,7 @@ def test_it_reads_exactly_what_was_planned(made):
         planned = sum(share.tokens for phase in stream.plan.phases for share in phase.shares if share.source == name)
         assert abs(counted[name] - planned) <= 0.01 * planned + 32
     total = sum(counted.values())
-    assert abs(counted["web"] / total - 0.64) < 0.01  # (4000 + 0.4 * 6000) / 10000, after packing
+    assert abs(counted["web"] / total - 0.64) < 0.01  # (4000 + 0.4 * 6000) / 10000, after packing; a window is 0.3 % of it
     first = stream.plan.phases[0].steps
     assert stream.ledger(first)["problems"] == 0 < stream.ledger(first + 1)["problems"]
 
@@ -75,7 +77,7 @@ def test_no_token_is_read_twice_before_every_token_was_read_once(made):
     counts = read_all(made[2].uri)
     for source in (0, 1):
         here = [n for (s, *_), n in counts.items() if s == source]
-        everything = made[2].available()[("web", "problems")[source]].tokens
+        everything = made[2].tokens[("web", "problems")[source]]
         seen = here + [0] * (everything - len(here))
         assert max(seen) - min(seen) <= 1
 
@@ -160,12 +162,26 @@ def test_arrays_agree_with_a_slow_reading_of_provenance(made):
         assert batch.tokens == sum(span.length for row in range(6) for span in stream.provenance(step, row))
 
 
-def test_epochs_have_different_orders(made):
-    stream = TokenStream(made[2].uri)
-    count = stream._packed["problems"].windows
-    first, second = (stream._shuffled("problems", np.arange(count) + epoch * count) for epoch in (0, 1))
-    assert sorted(first) == sorted(second) == list(range(count))
-    assert first.tolist() != second.tolist()
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(1, 1000), seed=st.integers(0, 9), data=st.data())
+def test_a_pass_is_a_permutation_with_an_inverse(n, seed, data):
+    shuffle = Shuffle(n, seed, "pass", 0)
+    order = shuffle.take(np.arange(n))
+    assert sorted(order.tolist()) == list(range(n))
+    draw = data.draw(st.integers(0, n - 1))
+    assert shuffle.inverse(int(order[draw])) == draw
+
+
+def test_passes_have_different_orders_and_every_stretch_is_like_the_whole():
+    n, rest = 64 * 100, 7
+    first, second = (Shuffle(n + rest, 0, "web", epoch).take(np.arange(n + rest)) for epoch in (0, 1))
+    assert (first == second).mean() < 0.01
+    for order in (first, second):
+        strata = (order[:n].reshape(100, 64) * 64) // (n + rest)  # windows left over shift the strata by a window or so
+        assert all(len(np.unique(stretch)) > 60 for stretch in strata)
+        assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05
+    together = [{frozenset(pair) for stretch in order[:n].reshape(100, 64).tolist() for pair in zip(stretch, stretch[1:])} for order in (first, second)]
+    assert len(together[0] & together[1]) < n / 50  # windows that met in one pass are apart in the next
 
 
 def test_validation_is_read_once_and_is_not_in_training(made):
@@ -190,6 +206,8 @@ def test_states_of_other_plans_are_refused(made, tmp_path):
     other = TokenStream(made[2].uri, mixture=made[0].model_copy(update={"seed": 1}))
     with pytest.raises(UserError, match="belongs to another plan"):
         other.load_state_dict(state)
+    with pytest.raises(UserError, match="other shards"):
+        TokenStream(made[2].uri, split="validation").load_state_dict(state)
     with pytest.raises(UserError, match="ledger"):
         stream.load_state_dict({**state, "ledger": {"web": 1, "problems": 2}})
     with pytest.raises(UserError, match="rank 2 is not within a world of 2"):
@@ -211,33 +229,93 @@ def test_a_changed_weight_leaves_what_was_read_alone(made):
     for step in range(after.steps):
         seen += tokens_of(after.batch(step))
     web = [n for (source, *_), n in seen.items() if source == 0]
-    assert len(web) < made[2].available()["web"].tokens and set(web) == {1}
+    assert len(web) < made[2].tokens["web"] and set(web) == {1}
 
 
-def test_a_following_mixture_goes_on_where_the_last_one_stopped(made):
-    """Two runs one after the other, the second with other weights: no token twice before all were read once."""
-    first = TokenStream(made[2].uri, step=30)
-    read = first.windows_read()
-    weighed = zip(made[0].sources, (1, 3), strict=True)
-    sources = [source.model_copy(update={"consumed": read[source.name], "weight": weight}) for source, weight in weighed]
-    changed = made[0].model_copy(update={"sources": tuple(sources), "phases": (), "tokens": 4000})
-    second = TokenStream(made[2].uri, mixture=changed)
+CHANGES = [
+    {},
+    {"seed": 5},
+    {"sequence_length": 96, "batch_size": 2},
+    {"packing": "best_fit"},
+    {"phases": (Phase(tokens=6000, weights={"web": 1}, sequence_length=16), Phase(tokens=9000, weights={"web": 1, "problems": 2}, sequence_length=64))},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=["weights", "seed", "window", "packing", "phases"])
+def test_a_following_plan_goes_on_with_unread_tokens(made, change):
+    """Three plans one after the other, each cut short: no token is read twice before all were read once (Megatron #457)."""
+    first = TokenStream(made[2].uri)
+    state = TokenStream(made[2].uri, step=31).state_dict()
     total = Counter()
-    for stream, steps in ((first, 30), (second, second.steps)):
-        for step in range(steps):
-            total += tokens_of(stream.batch(step))
-    for source, name in enumerate(first.sources):
-        counts = [n for (s, *_), n in total.items() if s == source]
-        counts += [0] * (made[2].available()[name].tokens - len(counts))
-        assert max(counts) - min(counts) <= 1
-    assert sum(total.values()) == sum(first.ledger(30).values()) + sum(second.ledger(second.steps).values())
-    greedy = [source.model_copy(update={"consumed": 10**4}) for source in sources]
-    with pytest.raises(UserError, match="read before"):
-        TokenStream(made[2].uri, mixture=changed.model_copy(update={"sources": tuple(greedy)}))
+    for step in range(31):
+        total += tokens_of(first.batch(step))
+    sources = tuple(source.model_copy(update={"weight": weight, "max_repetition": 6}) for source, weight in zip(made[0].sources, (1, 3), strict=True))
+    base = made[0].model_copy(update={"sources": sources, "phases": (), "tokens": 4000, **change})
+    if base.phases:
+        base = base.model_copy(update={"tokens": "all"})
+    stops = []
+    for until in (20, None):
+        second = TokenStream(made[2].uri, mixture=base.model_copy(update={"after": After(plan=state["plan"], step=state["step"])}))
+        until = second.steps if until is None else min(until, second.steps)
+        for step in range(until):
+            total += tokens_of(second.batch(step))
+            check_spread(total, made[2])
+        second.seek(until)
+        state = second.state_dict()
+        stops.append(state)
+    assert sum(total.values()) == sum(first.ledger(31).values()) + sum(sum(stop["ledger"].values()) for stop in stops)
+    assert max(total.values()) > 1  # some source did begin anew
+
+
+def check_spread(total, shards):
+    """Within a source, no token was read twice more often than another."""
+    for number, name in enumerate(shards.sources):
+        counts = [n for (source, *_), n in total.items() if source == number]
+        least = min(counts) if len(counts) == shards.tokens[name] else 0
+        assert max(counts, default=0) - least <= 1
+
+
+def test_a_plan_after_another_knows_what_is_left(made):
+    first = TokenStream(made[2].uri)
+    once = tuple(source.model_copy(update={"max_repetition": 1}) for source in made[0].sources)
+    changed = made[0].model_copy(update={"sources": once, "phases": (), "tokens": 9000, "after": After(plan=first.plan.digest, step=31)})
+    with pytest.raises(UserError, match=r"source 'problems' falls [0-9,]+ tokens short .* read before"):
+        TokenStream(made[2].uri, mixture=changed)
+    with pytest.raises(UserError, match="no such plan"):
+        TokenStream(made[2].uri, mixture=changed.model_copy(update={"after": After(plan="0123456789", step=1)}))
+    with pytest.raises(UserError, match="step 99999 is after the end"):
+        TokenStream(made[2].uri, mixture=changed.model_copy(update={"after": After(plan=first.plan.digest, step=99999)}))
+
+
+def test_a_long_context_phase_reads_what_the_short_one_left(made):
+    phases = (Phase(tokens=2000, weights={"web": 1}), Phase(tokens=1000, weights={"web": 1}, sequence_length=128, batch_size=2))
+    stream = TokenStream(made[2].uri, mixture=made[0].model_copy(update={"phases": phases}))
+    total, lengths = Counter(), set()
+    for batch in stream:
+        lengths.add(batch.input_ids.shape)
+        total += tokens_of(batch)
+    assert lengths == {(6, 32), (2, 128)} and set(total.values()) == {1}
+    assert stream.ledger() == {"web": sum(total.values()), "problems": 0}
+    span = stream.provenance(stream.steps - 1, 0)[0]
+    shard = next(number for number, shard in enumerate(made[2].shards("web")) if shard.prefix == span.shard)
+    assert (stream.steps - 1, 0) in [place[1:] for place in stream.places("web", shard, span.document)]
+
+
+def test_document_ids_name_the_documents_between_boundaries(made):
+    stream = TokenStream(made[2].uri)
+    batch = stream.batch(stream.plan.phases[0].steps)
+    names = iter(stream.names(batch.document_ids))
+    for row in range(6):
+        spans = stream.provenance(stream.plan.phases[0].steps, row)
+        assert [next(names) for _ in spans] == [span.document_id for span in spans]
+        if sum(span.length for span in spans) < 32:
+            assert next(names) is None
+    assert len(batch.document_ids) == len(batch.cu_seqlens) - 1
 
 
 def test_opening_reads_no_tokens(made):
     shards = ShardSet.open(made[2].uri)
-    shards.array, opened = (lambda name, dtype, original=shards.array: opened.append(name) or original(name, dtype)), []
-    TokenStream(shards)
+    shards.array, opened = (lambda name, *rest, original=shards.array: opened.append(name) or original(name, *rest)), []
+    stream = TokenStream(shards)
+    assert stream.ledger(stream.steps) and stream.places("web", 0, 3)
     assert opened and not [name for name in opened if name.endswith((".bin", ".mask", ".idx"))]
