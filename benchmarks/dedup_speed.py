@@ -1,31 +1,35 @@
-"""MinHash signatures: documents a second on one core against datasketch (and rensa, datatrove where installed), same documents, same run.
+"""MinHash deduplication end to end, documents a second on one core, against datatrove and a regex shingler with rensa: one run, same documents.
 
-    python benchmarks/dedup_speed.py [--documents 2000] [--data FOLDER]
+    .venv-peers/bin/python benchmarks/dedup_speed.py [--documents 2000] [--passes 3] [--data FOLDER]      (make peers sets that environment up)
 
-Everyone gets the same texts and FineWeb's parameters (5-word shingles, 112 permutations, 14 x 8). Times are CPU seconds of this process, from
-text to signature: shingling included. Then the decisions are compared: which planted near-copies each method puts together.
-Peers shingle with a regex (lower-cased words), ours with its own table, so decisions may differ where the words do; the last line
-compares with datasketch on our own shingle hashes, where they must not.
+Everyone starts from a Parquet file of texts and ends with a file of the survivors, with FineWeb's parameters: 5-word shingles, 14 bands x 8
+rows, 64-bit hashes. In turn, pass by pass, one thread each; times are CPU seconds of the process and its children, the best pass counts.
+datatrove runs its four steps (signatures, buckets, clusters, filter) between its own reader and writer, on fewer documents because it is slow.
+The others shingle with a regex (lower-cased words) and hash with rensa's batch function, which reads all shingles of 500 documents at a time,
+or document by document with datasketch; rensa flags every copy but those of earlier batches, so it removes more. Then the decisions: which planted near-copies each one removed, and where they differ from ours.
+Words differ a little (datatrove splits with spaCy, ours with a table of its own), so shingles do; the last line compares with datasketch
+on our own shingle hashes, where nothing may differ.
 """
 
 import argparse
 import gzip
-import itertools
 import json
 import os
 import re
-import time
+import resource
+import shutil
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import networkx
 import numpy as np
 import pyarrow as pa
-import xxhash
-from datasketch import MinHash
+import pyarrow.parquet as pq
 
 from kernels import minhash
 from kernels.ngrams import ngrams_of
+from pipelines.dedup import DedupRecipe, dedup
 
 N, BANDS, ROWS = 5, 14, 8
 WORD = re.compile(r"\w+")
@@ -50,112 +54,145 @@ def documents(count: int, data: Path | None) -> list[str]:
     return texts
 
 
-def ours(texts: list[str]) -> np.ndarray:
-    return minhash.signatures(pa.array(texts, pa.large_string()), n=N, count=BANDS * ROWS)[0]
+def ours(file: Path, out: Path) -> set[str]:
+    recipe = DedupRecipe(exact={"url": False, "text": False}, minhash={"n": N, "bands": BANDS, "rows": ROWS})
+    return set(dedup([str(file)], recipe, str(out)).scan_rejected(["id"]).collect()["id"])
 
 
-def shingles(text: str) -> Iterator[bytes]:
+def shingles(text: str) -> Iterator[str]:
     words = WORD.findall(text.lower())
-    return (" ".join(words[i : i + N]).encode() for i in range(max(1, len(words) - N + 1)))
+    return (" ".join(words[i : i + N]) for i in range(max(1, len(words) - N + 1)))
 
 
-def with_datasketch(hash_function: Callable | None) -> Callable[[list[str]], np.ndarray]:
-    def run(texts: list[str]) -> np.ndarray:
-        options = {"hashfunc": hash_function, "scheme": "affine64"} if hash_function else {"scheme": "affine64"}
-        first = MinHash(num_perm=BANDS * ROWS, **options)
-        rows = []
-        for text in texts:
-            sketch = MinHash(num_perm=BANDS * ROWS, permutations=first.permutations, **options)
-            sketch.update_batch(list(shingles(text)))
-            rows.append(sketch.hashvalues)
-        return np.array(rows, np.uint64)
+def with_rensa(file: Path, out: Path) -> set[str]:
+    from rensa import RMinHash, RMinHashLSH
 
-    return run
-
-
-def with_rensa(texts: list[str]) -> np.ndarray:
-    from rensa import RMinHash
-
-    rows = []
-    for text in texts:
-        sketch = RMinHash(num_perm=BANDS * ROWS, seed=1)
-        sketch.update([shingle.decode() for shingle in shingles(text)])
-        rows.append(sketch.digest())
-    return np.array(rows, np.uint64)
+    table = pq.read_table(file)
+    lsh = RMinHashLSH(threshold=0.8, num_perm=BANDS * ROWS, num_bands=BANDS)
+    removed: set[str] = set()
+    done = 0
+    for batch in table.to_batches(max_chunksize=500):
+        matrix = RMinHash.digest_matrix_from_token_sets([list(shingles(text)) for text in batch["text"].to_pylist()], BANDS * ROWS, 1)
+        flags = lsh.insert_matrix_and_query_duplicate_flags(matrix, start_key=done)
+        done += len(batch)
+        removed |= {identifier for identifier, flag in zip(batch["id"].to_pylist(), flags, strict=True) if flag}
+    keep = pa.array([identifier not in removed for identifier in table["id"].to_pylist()])
+    out.mkdir()
+    pq.write_table(table.filter(keep), out / "kept.parquet", compression="zstd")
+    return removed
 
 
-def with_datatrove(texts: list[str]) -> np.ndarray:
-    from datatrove.data import Document
-    from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
+def with_datasketch(file: Path, out: Path) -> set[str]:
+    import xxhash
+    from datasketch import MinHash, MinHashLSH
+
+    table = pq.read_table(file)
+    first = MinHash(num_perm=BANDS * ROWS, hashfunc=xxhash.xxh3_64_intdigest, scheme="affine64")
+    lsh = MinHashLSH(num_perm=BANDS * ROWS, params=(BANDS, ROWS))
+    removed = set()
+    for identifier, text in zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True):
+        sketch = MinHash(num_perm=BANDS * ROWS, hashfunc=xxhash.xxh3_64_intdigest, scheme="affine64", permutations=first.permutations)
+        sketch.update_batch([shingle.encode() for shingle in shingles(text)])
+        if lsh.query(sketch):
+            removed.add(identifier)
+        lsh.insert(identifier, sketch)
+    keep = pa.array([identifier not in removed for identifier in table["id"].to_pylist()])
+    out.mkdir()
+    pq.write_table(table.filter(keep), out / "kept.parquet", compression="zstd")
+    return removed
+
+
+def with_datatrove(file: Path, out: Path) -> set[str]:
+    from datatrove.executor import LocalPipelineExecutor
+    from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter, MinhashDedupSignature
+    from datatrove.pipeline.dedup.minhash import MinhashConfig
+    from datatrove.pipeline.readers import ParquetReader
+    from datatrove.pipeline.writers import ParquetWriter
     from datatrove.utils.hashing import HashConfig
 
     config = MinhashConfig(n_grams=N, num_buckets=BANDS, hashes_per_bucket=ROWS, hash_config=HashConfig(precision=64))
-    step = MinhashDedupSignature("/dev/null", config)
-    return np.array([np.concatenate(step.get_signature(step.get_shingles(Document(text=text, id="")))) for text in texts], np.uint64)
+    reader = ParquetReader(str(file.parent), glob_pattern=file.name)
+    signatures, buckets, remove = (str(out / step) for step in ("signatures", "buckets", "remove"))
+    steps = [
+        ([reader, MinhashDedupSignature(signatures, config)], 1),
+        ([MinhashDedupBuckets(signatures, buckets, config=config)], BANDS),
+        ([MinhashDedupCluster(buckets, remove, config=config)], 1),
+        ([reader, MinhashDedupFilter(remove, exclusion_writer=ParquetWriter(str(out / "removed"))), ParquetWriter(str(out / "kept"))], 1),
+    ]
+    for pipeline, tasks in steps:
+        LocalPipelineExecutor(pipeline, tasks=tasks, workers=1, logging_dir=str(out / "logs"), skip_completed=False).run()
+    return {identifier for path in (out / "removed").glob("*.parquet") for identifier in pq.read_table(path)["id"].to_pylist()}
 
 
-def clusters(signatures: np.ndarray) -> set[frozenset[int]]:
-    graph = networkx.Graph()
-    for band in range(BANDS):
-        groups: dict[bytes, int] = {}
-        for row, key in enumerate(signatures[:, band * ROWS : (band + 1) * ROWS]):
-            graph.add_edge(groups.setdefault(key.tobytes(), row), row)
-    return {frozenset(ids) for ids in networkx.connected_components(graph) if len(ids) > 1}
+def cpu_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
-def pairs(found: set[frozenset[int]]) -> set[tuple[int, int]]:
-    return {pair for ids in found for pair in itertools.combinations(sorted(ids), 2)}
+def write(folder: Path, texts: list[str]) -> Path:
+    folder.mkdir()
+    pq.write_table(pa.table({"id": [f"{row:06d}" for row in range(len(texts))], "text": texts}), folder / "in.parquet", compression="zstd")
+    return folder / "in.parquet"
+
+
+def compare_with_datasketch(texts: list[str]) -> str:
+    from datasketch import MinHash
+
+    sketches = []
+    for text in texts:
+        sketch = MinHash(num_perm=BANDS * ROWS, scheme="affine64", hashfunc=lambda gram: gram)
+        sketch.update_batch(ngrams_of(text, N).tolist())
+        sketches.append(sketch.hashvalues)
+    affine, _ = minhash.signatures(pa.array(texts), n=N, count=BANDS * ROWS, family="affine64")
+    return "equal" if np.array_equal(affine, np.array(sketches, np.uint64)) else "DIFFERENT"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--documents", type=int, default=2000)
-    parser.add_argument("--slow-documents", type=int, default=60, help="for peers below 100 documents a second")
+    parser.add_argument("--slow-documents", type=int, default=200, help="for datatrove, which does some forty a second")
+    parser.add_argument("--passes", type=int, default=3)
     default = Path(os.environ.get("GRISTMILL_DATA") or Path(__file__).resolve().parents[2] / "shared/data")
     parser.add_argument("--data", type=Path, default=default if default.is_dir() else None, help="real texts; generated ones without it")
     arguments = parser.parse_args()
     texts = documents(arguments.documents, arguments.data)
-    size = sum(len(text.encode()) for text in texts)
-    print(f"{len(texts)} documents, {size / len(texts) / 1000:.1f} KB on average, {'real' if arguments.data else 'generated'} text")
-    print(f"{'':38s} {'docs/s/core':>12s} {'MB/s/core':>10s} {'ours is':>9s}")
+    size = np.mean([len(text.encode()) for text in texts])
+    print(f"{len(texts)} documents of {size / 1000:.1f} KB, {'real' if arguments.data else 'generated'} text, best of {arguments.passes} passes\n")
+    os.environ["DATATROVE_COLORIZE_LOGS"] = "0"
+    methods: dict[str, Callable[[Path, Path], set[str]]] = {"ours": ours, "regex + rensa": with_rensa, "regex + datasketch, xxh3": with_datasketch}
+    methods["datatrove"] = with_datatrove
+    best: dict[str, float] = {}
+    removed: dict[str, set[str]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        files = {"few": write(folder / "few", texts[: arguments.slow_documents]), "all": write(folder / "all", texts)}
+        ours(write(folder / "compile", texts[:2]), folder / "compiled")
+        for _ in range(arguments.passes):
+            for name, method in list(methods.items()):
+                count = arguments.slow_documents if name == "datatrove" else len(texts)
+                try:
+                    begin = cpu_seconds()
+                    removed[name] = method(files["few" if name == "datatrove" else "all"], folder / "out")
+                    best[name] = max(best.get(name, 0), count / (cpu_seconds() - begin))
+                except ImportError as error:
+                    print(f"{name}: not installed here ({error})", file=sys.stderr)
+                    del methods[name]
+                shutil.rmtree(folder / "out", ignore_errors=True)
+        few = ours(files["few"], folder / "out")
 
-    ours(texts[:2])  # compile
-    methods = {
-        "ours": (ours, len(texts)),
-        "datasketch, sha1": (with_datasketch(None), len(texts)),
-        "datasketch, xxh3": (with_datasketch(xxhash.xxh3_64_intdigest), len(texts)),
-        "rensa": (with_rensa, len(texts)),
-        "datatrove": (with_datatrove, min(len(texts), arguments.slow_documents)),
-    }
-    results, base = {}, 0.0
-    for name, (method, count) in methods.items():
-        try:
-            method(texts[:1])
-        except ImportError as error:
-            print(f"{name:38s} not installed ({error})")
-            continue
-        begin = time.process_time()
-        results[name] = method(texts[:count])
-        speed = count / (time.process_time() - begin)
-        base = base or speed
-        print(f"{name:38s} {speed:12,.0f} {speed * size / len(texts) / 1e6:10.1f} {base / speed:8.1f}x")
-
-    mine = pairs(clusters(results["ours"]))
-    planted = {(place - 5, place) for place in range(9, len(texts), 10)}
-    print(f"\nplanted near-copies found: ours {len(planted & mine)}/{len(planted)}, pairs beyond them {len(mine - planted)}")
-    for name, signatures in results.items():
-        if name != "ours" and len(signatures) == len(texts):
-            theirs = pairs(clusters(signatures))
-            print(f"pairs found by ours and {name}: {len(mine & theirs)} of {len(mine | theirs)} found by either")
-
-    sketches = []
-    for text in texts[:500]:
-        sketch = MinHash(num_perm=BANDS * ROWS, scheme="affine64", hashfunc=lambda gram: gram)
-        sketch.update_batch(ngrams_of(text, N).tolist())
-        sketches.append(sketch.hashvalues)
-    affine, _ = minhash.signatures(pa.array(texts[:500]), n=N, count=BANDS * ROWS, family="affine64")
-    equal = np.array_equal(affine, np.array(sketches, np.uint64))
-    print(f"signatures on our shingle hashes, 500 documents, ours (affine64) and datasketch: {'equal' if equal else 'DIFFERENT'}")
+    planted = {f"{place:06d}" for place in range(9, len(texts), 10)}
+    print("| end to end | docs/s/core | MB/s/core | ours is | removed | planted among them | as ours |\n|---|---|---|---|---|---|---|")
+    for name in methods:
+        mine = few if name == "datatrove" else removed["ours"]
+        target = {identifier for identifier in planted if name != "datatrove" or int(identifier) < arguments.slow_documents}
+        # Which copy of a pair goes is a matter of taste (sort key, order): a removal agrees if the pair's other copy went.
+        pair = {identifier if identifier in planted else f"{int(identifier) + 5:06d}" for identifier in removed[name]}
+        ours_pair = {identifier if identifier in planted else f"{int(identifier) + 5:06d}" for identifier in mine}
+        print(
+            f"| {name} | {best[name]:,.0f} | {best[name] * size / 1e6:.1f} | {best['ours'] / best[name]:.1f}x | {len(removed[name])} "
+            f"| {len(pair & target)} of {len(target)} | {len(pair & ours_pair)} of {len(pair | ours_pair)} |"
+        )
+    print(f"\nsignatures of 300 documents on our own shingle hashes, ours (affine64) and datasketch: {compare_with_datasketch(texts[:300])}")
 
 
 if __name__ == "__main__":
