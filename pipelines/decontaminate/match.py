@@ -60,9 +60,15 @@ def _matches(column: pa.Array, index: Index, recipe: DecontaminateRecipe) -> Ite
             hits = find_grams(grams, total, one.grams, one.bitmap, positions, entries)
             at = positions[:hits].copy()
             number = entries[:hits] + one.first
-            if recipe.n is not None and one.length < recipe.n:  # a short item must begin a sentence: inside one it is ordinary language
-                alone = np.array([_begins_sentence(raw, int(ends[place - 1]) if place else -1, int(starts[place])) for place in at], bool)
-                at, number = at[alone], number[alone]
+            after = at + one.length
+            if recipe.n is None:  # a whole item must end where the text does, else it is the beginning of another problem: "2 + 3" of "2 + 3 + 4"
+                alone = [place == count or _apart(raw, ends[place - 1], starts[place]) or raw[starts[place]] == ord("!") for place in after]
+            elif one.length < recipe.n:  # a short item must begin a sentence: inside one it is ordinary language
+                alone = [place == 0 or _apart(raw, ends[place - 1], starts[place]) for place in at]
+            else:
+                alone = np.ones(hits, bool)
+            alone = np.asarray(alone, bool)
+            at, number = at[alone], number[alone]
             places.append(at)
             numbers.append(number)
             lasts.append(at + one.length - 1)
@@ -72,9 +78,9 @@ def _matches(column: pa.Array, index: Index, recipe: DecontaminateRecipe) -> Ite
             yield row, np.concatenate(numbers)[order], starts[place[order]] - base, ends[np.concatenate(lasts)[order]] - base
 
 
-def _begins_sentence(raw: bytes, before: int, start: int) -> bool:
-    """Whether more than spaces and commas separate the word at `start` from the one that ends at `before` (-1: there is none)."""
-    return before < 0 or bool(raw[before:start].strip(b" ,"))
+def _apart(raw: bytes, end: int, start: int) -> bool:
+    """Whether more than spaces and commas stand between two words."""
+    return bool(raw[end:start].strip(b" ,"))
 
 
 def batches(part: str, text: str, only: bool = False) -> Iterator[pa.Table]:

@@ -29,7 +29,7 @@ class DecontaminateRecipe(Recipe):
     common_items: int = Field(10, ge=1, description="n-grams of more items than this are ignored")
     ordinary_words: float = Field(0.005, ge=0, le=1, description="n-grams without a word that is rarer than this among the items are ignored; 0: none is")
     reference: tuple[str, ...] = Field((), description="datasets known to be clean: n-grams common there are ignored")
-    common_documents: int = Field(2, ge=1, description="n-grams in at least so many documents, and a small part of their item, are phrases and ignored")
+    common_documents: int = Field(2, ge=1, description="n-grams in so many documents more than the rest of their item are phrases and ignored")
     text: str = Field("text", description="the column to check; a list (chat messages) is read as one text")
     formats: tuple[BenchmarkFormat, ...] = Field((), description="fields of benchmark files; the first entry that fits a file is taken")
 

@@ -1,9 +1,10 @@
 """From matches to verdicts: what is common in documents is no evidence, the rest is weighed item by item and shown.
 
 An n-gram of several documents is a phrase ("we hold these truths to be self-evident ..."), and flagging phrases is the known failure of such
-tools. But an item that leaked several times has n-grams of several documents too. What tells the two apart is the item: a phrase is
-a small part of it. So n-grams common in the data are ignored only where they are at most PHRASE_SHARE of an item: whatever leaked, any
-larger part of an item is still found. A reference is clean by declaration: what is common there is ignored everywhere.
+tools. But an item that leaked several times has n-grams of several documents too. What tells the two apart is the rest of the item: a phrase
+is a small part of it and found more often. So an n-gram is ignored where it is in `common_documents` documents more than
+1 - PHRASE_SHARE of its item's n-grams are: whatever leaked, however often, any larger part of an item is still found. A
+reference is clean by declaration: what is common there is ignored everywhere.
 """
 
 import functools
@@ -20,20 +21,19 @@ from pipelines.stage import PartOutput
 
 REASON = "contaminated.ngram"
 SPAN_CHARACTERS = 300  # of the matching text shown in `detail`
-PHRASE_SHARE = 0.2  # of an item's n-grams: famous sentences inside benchmark items are 1 % to 12 % of them, source passages from 13 % up (docs/log.md)
+PHRASE_SHARE = 0.2  # of an item's n-grams: famous sentences in benchmark items are 1 % to 12 % of them, source passages from 13 % up (docs/log.md)
 
 
 def write_common(payload: dict, recipe: DecontaminateRecipe, output: PartOutput) -> None:
-    """`common.arrow`: n-grams found in at least `common_documents` documents of the data (`data`) or of the reference (`reference`), as bools."""
+    """`common.arrow`: in how many documents of the data and of the reference each n-gram of the index is found (int64 `data`, `reference`)."""
     index = load_index(tuple(payload["index"]), payload["digest"])
     columns = {}
     for name in ("data", "reference"):
-        documents = np.zeros(index.size, np.int64)
+        columns[name] = np.zeros(index.size, np.int64)
         for uri in payload[name]:
             counts = read_arrow(uri)
-            documents[counts["gram"].to_numpy()] += counts["documents"].to_numpy()
-        columns[name] = documents >= recipe.common_documents
-        output.count(**{f"grams_common_in_{name}": int(columns[name].sum())})
+            columns[name][counts["gram"].to_numpy()] += counts["documents"].to_numpy()
+        output.count(**{f"grams_found_in_{name}": int((columns[name] > 0).sum())})
     write_arrow(output, "common.arrow", columns)
 
 
@@ -46,14 +46,25 @@ class Evidence(NamedTuple):
 
 
 @functools.lru_cache(maxsize=2)  # once a process, not once a part
-def _load_evidence(index_files: tuple[str, ...], index_digest: str, common: str, digest: str, whole: bool) -> Evidence:
-    """`whole`: items are looked for whole, and the same problem many times is a leak many times, not a phrase."""
+def _load_evidence(index_files: tuple[str, ...], index_digest: str, common: str, digest: str, limit: int, whole: bool) -> Evidence:
+    """`limit`: common_documents; `whole`: items are looked for whole, and the same problem many times is a leak many times, not a phrase."""
     index = load_index(index_files, index_digest)
-    masks, sharers, size = read_arrow(common), np.diff(index.bounds), len(index.ids)
-    in_data, in_reference = (np.repeat(masks[name].to_numpy(zero_copy_only=False), sharers) for name in ("data", "reference"))
-    share = np.bincount(index.items, in_data, size) / np.maximum(np.bincount(index.items, minlength=size), 1)
-    counts = ~(in_reference | (in_data & (share[index.items] <= PHRASE_SHARE) & (not whole)))
-    return Evidence(index, counts, np.bincount(index.items[counts], minlength=size))
+    table, sharers = read_arrow(common), np.diff(index.bounds)
+    in_data, in_reference = (np.repeat(table[name].to_numpy(), sharers) for name in ("data", "reference"))
+    counts = in_reference < limit
+    if not whole:
+        counts &= in_data - _usual(index, in_data) < limit
+    return Evidence(index, counts, np.bincount(index.items[counts], minlength=len(index.ids)))
+
+
+def _usual(index: Index, documents: np.ndarray) -> np.ndarray:
+    """For each pair, how many documents hold all but the most frequent PHRASE_SHARE of its item's n-grams: int64 [pairs]."""
+    grams = np.bincount(index.items, minlength=len(index.ids))
+    rising = documents[np.lexsort((documents, index.items))]
+    place = np.cumsum(grams) - grams + np.ceil((1 - PHRASE_SHARE) * grams).astype(np.int64) - 1
+    usual = np.zeros(grams.size, np.int64)
+    usual[grams > 0] = rising[place[grams > 0]]
+    return usual[index.items]
 
 
 class Hit(NamedTuple):
@@ -99,7 +110,9 @@ def _longest_run(begins: np.ndarray, ends: np.ndarray) -> tuple[int, int]:
 
 def write_verdicts(payload: dict, recipe: DecontaminateRecipe, output: PartOutput) -> None:
     """Split a part into clean and contaminated rows."""
-    evidence = _load_evidence(tuple(payload["index"]), payload["digest"], payload["common"], payload["common_digest"], recipe.n is None)
+    evidence = _load_evidence(
+        tuple(payload["index"]), payload["digest"], payload["common"], payload["common_digest"], recipe.common_documents, recipe.n is None
+    )
     table = read_arrow(payload["matches"])
     matches = {name: table[name].to_numpy() for name in table.column_names}
     bounds = np.flatnonzero(np.diff(matches["row"], prepend=-1, append=-1)) if table.num_rows else np.zeros(1, np.int64)

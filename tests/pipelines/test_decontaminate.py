@@ -1,20 +1,24 @@
 """Leaks are found however they are dressed; ordinary text is left alone; the evidence is shown."""
 
 import gzip
+import io
 import json
 import pickle
-import string
+import tarfile
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.benchmark_items import BenchmarkFormat, read_items
+from kernels.ngrams import Normalisation, ngrams_reference, words_reference
+from pipelines.benchmark_items import BenchmarkFormat, benchmark_files, read_items
 from pipelines.cluster import Cluster
 from pipelines.decontaminate import DecontaminateRecipe, decontaminate
 from pipelines.errors import UserError
 from pipelines.recipe import load_recipe
+
+LOOSE = Normalisation(fold_digits=False, loose=True)
 
 
 class Backwards(Cluster):
@@ -49,11 +53,13 @@ DISGUISES = {
     "split over lines": lambda text: text.replace(" ", "\n"),
     "re-punctuated": lambda text: ", ".join(text.split()) + "!",
     "accented": lambda text: text.replace("a", "á"),
+    "fullwidth": lambda text: text.translate({code: code + 0xFEE0 for code in range(0x61, 0x7B)}),
+    "soft hyphens": lambda text: "".join(character + "\u00ad\u200b" for character in text),
     "quoted": lambda text: " ".join(f"“{word}”" for word in text.split()),
 }
 
 
-@pytest.mark.parametrize("preset", ["ngram13", "ngram8", "item"])
+@pytest.mark.parametrize("preset", ["ngram13", "ngram8", "letters50", "item"])
 def test_planted_leaks_are_found_and_clean_documents_are_not(preset, tmp_path):
     draw = np.random.default_rng(1)
     items = sentences(draw, 60)
@@ -61,7 +67,7 @@ def test_planted_leaks_are_found_and_clean_documents_are_not(preset, tmp_path):
     rows = [{"id": f"clean-{n}", "text": text} for n, text in enumerate(filler)]
     for n, item in enumerate(items):
         dressed = list(DISGUISES.values())[n % len(DISGUISES)](item)
-        rows.append({"id": f"leak-{n}", "text": f"{filler[n]}. {dressed} {filler[-n - 1]}"})
+        rows.append({"id": f"leak-{n}", "text": f"{filler[n]}. {dressed}\n{filler[-n - 1]}"})
     against = write_jsonl(tmp_path / "bench.jsonl.gz", [{"question": item} for item in items])
     recipe = load_recipe(DecontaminateRecipe, {"preset": preset})
     result = decontaminate([write(tmp_path / "in.parquet", rows)], [against], recipe, str(tmp_path / "out"))
@@ -70,9 +76,9 @@ def test_planted_leaks_are_found_and_clean_documents_are_not(preset, tmp_path):
     for row in rejected:
         detail = json.loads(row["detail"])
         n = int(row["id"].removeprefix("leak-"))
-        assert detail["item"].endswith(f"bench#{n}:question") and detail["coverage"] == 1
-        assert detail["span"].strip(string.punctuation + "“”").lower().split()[0].strip(",”").replace("á", "a") == items[n].split()[0]
-        assert detail["span"] in row["text"] and row["reason"] == "contaminated.ngram"
+        assert detail["item"].endswith(f"bench#{n}:question") and detail["coverage"] == 1 and detail["item_text"] == items[n]
+        span = row["text"].encode()[detail["begin"] : detail["end"]].decode()
+        assert words_reference(span, LOOSE) == items[n].split() and span.startswith(detail["span"].rstrip("…")) and row["reason"] == "contaminated.ngram"
 
 
 def test_phrases_shared_by_many_items_or_by_ordinary_text_are_ignored(tmp_path):
@@ -101,10 +107,103 @@ def test_coverage_needs_most_of_an_item(tmp_path):
     assert {row["id"]: json.loads(row["detail"])["coverage"] for row in result.scan_rejected().collect().to_dicts()} == {"14": 0.7, "20": 1.0}
 
 
+def test_flags_equal_brute_force(tmp_path):
+    """Every document against every item, n-grams as Python sets: the same documents leave, with the same coverage."""
+    draw = np.random.default_rng(5)
+    words = [f"w{number}" for number in range(12)]  # few words: many chance matches
+    items = [" ".join(draw.choice(words, int(draw.integers(5, 14)))) for _ in range(40)]
+    texts = [" ".join(draw.choice(words, 60)) for _ in range(30)]
+    against = write_jsonl(tmp_path / "b.jsonl.gz", [{"question": item} for item in items])
+    source = write(tmp_path / "in.parquet", [{"id": str(n), "text": text} for n, text in enumerate(texts)])
+    for threshold in (0.0, 0.4):
+        recipe = DecontaminateRecipe(n=4, min_units=5, coverage=threshold, common_items=10**6, common_documents=10**6, ordinary_words=0)
+        result = decontaminate([source], [against], recipe, str(tmp_path / f"out{threshold}"))
+        found = {row["id"]: json.loads(row["detail"])["coverage"] for row in result.scan_rejected().collect().to_dicts()}
+        grams = {item: set(ngrams_reference(item, 4, LOOSE)) for item in items}
+        best = {str(n): max(len(one & set(ngrams_reference(text, 4, LOOSE))) / len(one) for one in grams.values()) for n, text in enumerate(texts)}
+        expected = {name: round(share, 4) for name, share in best.items() if share > 0 and share >= threshold}
+        assert found == expected and len(found) > 0
+
+
+def test_strided_letters_find_every_shared_run(tmp_path):
+    """The promise of `stride`: any shared run of n + stride - 1 letters, wherever it begins."""
+    draw = np.random.default_rng(6)
+    item = "".join(draw.choice(list("abcdefghij"), 200))
+    runs = {f"{at}": item[at : at + 50] for at in range(0, 151, 7)}
+    rows = [{"id": name, "text": f"{'xyz' * 20}. {' '.join(run)} {'zyx' * 20}"} for name, run in runs.items()]
+    rows += [{"id": "short", "text": f"zz {item[103:143]} zz"}]  # 40 letters: less than n
+    against = write_jsonl(tmp_path / "b.jsonl.gz", [{"question": item}])
+    recipe = load_recipe(DecontaminateRecipe, {"preset": "letters50", "coverage": 0, "common_documents": 1000})
+    result = decontaminate([write(tmp_path / "in.parquet", rows)], [against], recipe, str(tmp_path / "out"))
+    assert set(result.scan_rejected().collect()["id"]) == set(runs)
+
+
+def test_a_phrase_of_many_documents_is_ignored_but_an_item_of_many_is_a_leak(tmp_path):
+    draw = np.random.default_rng(7)
+    phrase, *items = sentences(draw, 4, 15)
+    tails = sentences(draw, 3, 40)
+    items = [f"{phrase} {tail}" for tail in tails]
+    rows = [{"id": f"quote-{n}", "text": f"as they say, {phrase}: {n}"} for n in range(5)] + [{"id": f"leak-{n}", "text": f"see\n{items[0]}"} for n in range(5)]
+    rows += [{"id": f"half-{n}", "text": " ".join(tails[1].split()[:25])} for n in range(5)]
+    against = write_jsonl(tmp_path / "b.jsonl.gz", [{"question": item} for item in items])
+    result = decontaminate([write(tmp_path / "in.parquet", rows)], [against], DecontaminateRecipe(), str(tmp_path / "out"))
+    assert set(result.scan_rejected().collect()["id"]) == {f"{kind}-{n}" for kind in ("leak", "half") for n in range(5)}
+
+
+def test_a_short_item_must_begin_a_sentence_and_hold_an_uncommon_word(tmp_path):
+    names = sentences(np.random.default_rng(8), 60, 12)
+    questions = [f"Which of these is true of the {name}?" for name in names] + ["Which of these is true of the following?"]
+    short = "The harpsichord is tuned before every single concert"
+    rows = [{"id": "inside", "text": f"He says the {short[4:]} here."}, {"id": "alone", "text": f"Yes. {short}."}]
+    rows += [{"id": "stub", "text": "Quiz: Which of these is true of the following?"}]
+    against = write_jsonl(
+        tmp_path / "b.jsonl.gz", [{"question": item} for item in [*questions, short, "Pick the one of the following which is true: following"]]
+    )
+    recipe = DecontaminateRecipe(ordinary_words=0.5)
+    result = decontaminate([write(tmp_path / "in.parquet", rows)], [against], recipe, str(tmp_path / "out"))
+    assert set(result.scan_rejected().collect()["id"]) == {"alone", "stub"}  # "following" is in two items only: not yet ordinary
+    common = [{"question": f"following {question}"} for question in questions]
+    against = write_jsonl(tmp_path / "c.jsonl.gz", [*common, {"question": questions[-1]}, {"question": short}])
+    result = decontaminate([str(tmp_path / "in.parquet")], [against], recipe, str(tmp_path / "out2"))
+    assert set(result.scan_rejected().collect()["id"]) == {"alone"}
+
+
+def test_folders_archives_and_formats_told_by_their_fields(tmp_path):
+    """Benchmarks in the layouts their authors publish, found in a folder, with no path in the recipe."""
+    recipe = load_recipe(DecontaminateRecipe, "decontaminate")
+    layouts = {
+        "gsm8k.jsonl": {"question": "q", "answer": "a"},
+        "arc.jsonl": {"question": {"stem": "q", "choices": [{"text": "x", "label": "A"}]}},
+        "HumanEval.jsonl": {"prompt": "q", "canonical_solution": "c", "test": "t"},
+        "hellaswag_val.jsonl": {"ctx": "q", "endings": ["e", "f"]},
+        "piqa.jsonl": {"goal": "q", "sol1": "s", "sol2": "t"},
+        "requests.jsonl": {"doc": {"query": "q", "choices": ["x"], "id": 3}, "label": 0},
+        "ifeval.jsonl": {"key": 1, "prompt": "q", "kwargs": []},
+    }
+    for name, row in layouts.items():
+        (tmp_path / name).write_text(json.dumps(row) + "\n")
+    with tarfile.open(tmp_path / "mmlu.tar.xz", "w:xz") as archive:
+        for subject in ("law", "virology"):
+            data = f'"q of {subject}, please",b,c,d,e,A\n'.encode()
+            entry = tarfile.TarInfo(f"data/test/{subject}_test.csv")
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    (tmp_path / "README.txt").write_text("no benchmark")
+    files = benchmark_files(str(tmp_path))
+    assert len(files) == len(layouts) + 1 and benchmark_files(f"{tmp_path}/*.xz") == [str(tmp_path / "mmlu.tar.xz")]
+    texts = {path.rpartition("/")[2]: [item.text for item in read_items(path, recipe.formats)] for path in files}
+    assert texts["gsm8k.jsonl"] == ["q", "a"] and texts["HumanEval.jsonl"] == ["q", "c"] and texts["ifeval.jsonl"] == ["q"]
+    assert texts["arc.jsonl"] == ["q", "q\nx\nA"] and texts["hellaswag_val.jsonl"] == ["q", "q\ne\nf"]
+    assert texts["piqa.jsonl"] == ["q", "q\ns", "q\nt"] and texts["requests.jsonl"] == ["q", "q\nx"]
+    assert texts["mmlu.tar.xz"] == ["q of law, please", "q of law, please\nb\nc\nd\ne", "q of virology, please", "q of virology, please\nb\nc\nd\ne"]
+    with pytest.raises(UserError, match="no benchmark files"):
+        benchmark_files(str(tmp_path / "*.txt"))
+
+
 def test_generated_problems_are_told_apart_by_their_operators(tmp_path):
     """Problems of one template share every phrase; only the same problem is a leak. Chat messages are read too."""
     held_out = [{"question": f"What is {a} {op} {b}?"} for a, op, b in [(12, "+", 34), (7, "*", 8)]]
-    asked = ["What is 12 + 34?", "What is 12 - 34?", "What is 34 + 12?", "what is 7*8 ?", "What is 17 * 8?", "Say, what is 12 + 34? 46"]
+    asked = ["What is 12 + 34?", "What is 12 - 34?", "What is 34 + 12?", "what is 7*8 ?", "What is 17 * 8?", "Say, what is 12 + 34? 46", "What is 12 + 34 + 5?"]
     reply = {"role": "assistant", "content": "<think>\nhm\n</think>"}
     rows = [{"id": str(n), "messages": [{"role": "user", "content": text}, reply]} for n, text in enumerate(asked)]
     recipe = load_recipe(DecontaminateRecipe, {"preset": "item", "text": "messages"})
