@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from pydantic import Field, field_validator, model_validator
 
 from filters import datatrove_filters
+from filters.expressions import OwnRule, own_rule
 from filters.families import FAMILIES
 from filters.language import detect
 from filters.pii import mask_pii
@@ -47,6 +48,23 @@ class Threshold(Recipe):
     max: float | None = None
 
 
+class OwnRuleText(Recipe):
+    """A rule of the recipe's own: a page stays where the expression holds (see `filters.expressions`)."""
+
+    name: str = Field(description='"family.rule", the reason of the pages it refuses')
+    keep: str = Field(description="comparisons of signals, numbers and their sums and products, joined by and, or, not")
+
+    @model_validator(mode="after")
+    def _parses(self) -> "OwnRuleText":
+        if any(rule.reason == self.name for family in FAMILIES.values() for rule in family):
+            raise ValueError(f"rule {self.name} exists already; set its threshold, or take another name")
+        self.parsed()
+        return self
+
+    def parsed(self) -> OwnRule:
+        return own_rule(self.name, self.keep, SIGNAL_TYPE.names)
+
+
 class DatatroveStep(Recipe):
     """One of datatrove's own filters, by class name and arguments."""
 
@@ -64,6 +82,9 @@ class CurateRecipe(Recipe):
 
     families: tuple[str, ...] = Field(
         ("language", "gopher_repetition", "gopher_quality", "c4", "fineweb"), description="rule families, in the order in which they are applied"
+    )
+    rules: tuple[OwnRuleText, ...] = Field(
+        (), description='rules of your own over the signals, applied after the families: {name: my.rule, keep: "digits <= 0.2 and words >= 30"}'
     )
     thresholds: dict[str, Threshold] = Field({}, description='bounds that replace published ones, by "family.rule" or "family"')
     datatrove: tuple[DatatroveStep, ...] = Field((), description="datatrove filters applied after the families, in order: {filter: CLASS, params: {...}}")
@@ -89,8 +110,9 @@ class CurateRecipe(Recipe):
             raise ValueError(f"no rule {unknown[0]} to set a threshold of")
         return thresholds
 
-    def rules(self) -> list[tuple[Rule, ...]]:
-        return [FAMILIES[name] for name in self.families]
+    def tables(self) -> list[tuple[Rule | OwnRule, ...]]:
+        """The families in their order, then the recipe's own rules."""
+        return [*(FAMILIES[name] for name in self.families), tuple(rule.parsed() for rule in self.rules)]
 
     def bounds(self) -> dict[str, Bound]:
         return {name: Bound(threshold.min, threshold.max) for name, threshold in self.thresholds.items()}
@@ -188,7 +210,7 @@ def judge(rows: list[dict[str, Any]], recipe: CurateRecipe) -> tuple[pa.Table, p
     texts = [row["text"] for row in alive]
     languages, scores = detect(texts)
     signals = measure(texts, languages, scores)
-    keep, reasons, details = decide(signals, languages, recipe.rules(), recipe.bounds())
+    keep, reasons, details = decide(signals, languages, recipe.tables(), recipe.bounds())
     for index, row in enumerate(alive):
         row.update(language=languages[index], language_score=float(scores[index]), signals=signals[index].as_py())
         if recipe.languages and languages[index] not in recipe.languages:

@@ -64,7 +64,7 @@ def judge(table: pa.Table, recipe: CurateRecipe) -> tuple[pa.Table, pa.Table]:
     if len(measured):
         signals = table["signals"].combine_chunks().take(pa.array(measured)).cast(SIGNAL_TYPE)
         languages = [table["language"][int(row)].as_py() for row in measured]
-        _, new_reasons, new_details = decide(signals, languages, recipe.rules(), recipe.bounds())
+        _, new_reasons, new_details = decide(signals, languages, recipe.tables(), recipe.bounds())
         for position, row in enumerate(measured):
             reasons[row], details[row] = new_reasons[position], new_details[position]
             if recipe.languages and languages[position] not in recipe.languages:

@@ -65,7 +65,7 @@ def _fates(needle: str, dataset: Dataset) -> list[Fate]:
 
 def _decisions(dataset: Dataset, signals: dict[str, Any], language: str) -> list[Decision]:
     recipe = load_recipe(CurateRecipe, dataset.meta["config"])
-    decisions = explain_rules(signals, language, recipe.rules(), recipe.bounds())
+    decisions = explain_rules(signals, language, recipe.tables(), recipe.bounds())
     if recipe.languages:
         wanted = " ".join(recipe.languages)
         decisions.insert(0, Decision("language.unwanted", "language", None, wanted, language in recipe.languages))
