@@ -8,6 +8,7 @@ again (`pipelines.select`).
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -28,13 +29,14 @@ from pipelines.dataset import DOCUMENT_SCHEMA, Dataset
 from pipelines.extract import extract
 from pipelines.extract.page import tidy
 from pipelines.progress import Progress, silent
-from pipelines.read import Record, plan_parts, records
+from pipelines.read import Record, datatrove_readers, plan_parts, records
 from pipelines.read.parts import PART_BYTES
 from pipelines.read.record import MAX_BODY
 from pipelines.recipe import Recipe
 from pipelines.stage import PartOutput, Stage, run_stage
 
-_PAGE = [("canonical_url", pa.string()), ("charset", pa.string()), ("extraction", pa.string())]  # extraction: the pass that gave the text
+# extraction: the pass that gave the text; damage: why a record is not whole (`pipelines.read.Record`).
+_PAGE = [("canonical_url", pa.string()), ("charset", pa.string()), ("extraction", pa.string()), ("damage", pa.string())]
 KEPT_SCHEMA = pa.schema([*DOCUMENT_SCHEMA, *[pa.field(name, kind) for name, kind in _PAGE], pa.field("signals", SIGNAL_TYPE)])
 REJECTED_SCHEMA = pa.schema([*KEPT_SCHEMA, pa.field("reason", pa.string()), pa.field("detail", pa.string())])
 BATCH_ROWS, BATCH_CHARACTERS = 128, 8 << 20  # what a part holds in memory at once
@@ -77,6 +79,19 @@ class DatatroveStep(Recipe):
         return self
 
 
+class DatatroveReader(Recipe):
+    """One of datatrove's own readers of files, by class name and arguments."""
+
+    reader: str
+    params: dict[str, Any] = {}
+    html: bool = Field(False, description="its documents' text is HTML still to be extracted, as WarcReader's is")
+
+    @model_validator(mode="after")
+    def _builds(self) -> "DatatroveReader":
+        datatrove_readers.check(self.reader, self.params)
+        return self
+
+
 class CurateRecipe(Recipe):
     """What is kept of a crawl. The defaults are the families' published thresholds."""
 
@@ -87,6 +102,9 @@ class CurateRecipe(Recipe):
         (), description='rules of your own over the signals, applied after the families: {name: my.rule, keep: "digits <= 0.2 and words >= 30"}'
     )
     thresholds: dict[str, Threshold] = Field({}, description='bounds that replace published ones, by "family.rule" or "family"')
+    datatrove_reader: DatatroveReader | None = Field(
+        None, description="read the input files with a datatrove reader: {reader: CLASS, params: {...}, html: false}; files are then not split"
+    )
     datatrove: tuple[DatatroveStep, ...] = Field((), description="datatrove filters applied after the families, in order: {filter: CLASS, params: {...}}")
     languages: tuple[str, ...] = Field((), description="lid.176 codes to keep; empty keeps every language")
     mask: tuple[Literal["emails", "ips", "phones"], ...] = Field(("emails", "ips"), description="personal data replaced by stand-ins, as FineWeb does")
@@ -130,7 +148,7 @@ def curate(
 
 
 def _plan(inputs: Sequence[str], recipe: CurateRecipe) -> list[dict[str, Any]]:
-    return plan_parts(inputs, recipe.part_bytes)
+    return plan_parts(inputs, recipe.part_bytes, whole=recipe.datatrove_reader is not None)
 
 
 def _run(payload: dict[str, Any], recipe: CurateRecipe, output: PartOutput) -> None:
@@ -139,22 +157,31 @@ def _run(payload: dict[str, Any], recipe: CurateRecipe, output: PartOutput) -> N
         kept, rejected = judge(rows, recipe)
         output.read(len(rows))
         output.write(kept, rejected)
+        output.count(**Counter(f"damage_{row['damage'].replace(':', '_')}" for row in rows if row["damage"]))
         if kept.num_rows:
             output.count(**{name: pc.sum(pc.struct_field(kept["signals"], name)).as_py() for name in ("words", "characters")})
 
 
-STAGE = Stage(name="curate", version=1, plan=_plan, run=_run)
+STAGE = Stage(name="curate", version=2, plan=_plan, run=_run)
 
 
 def _read(payload: dict[str, Any], recipe: CurateRecipe, urls: UrlRules) -> Iterator[dict[str, Any]]:
     """A row a record: document columns, and `reason` where it is refused already."""
-    for record in records(payload, recipe.max_body):
+    for record in _records(payload, recipe):
         row = _row(record)
         if not row["reason"]:
             row["reason"], row["detail"] = urls.judge(record.url)
         if not row["reason"]:
             _extract(row, record, recipe)
         yield row
+
+
+def _records(payload: dict[str, Any], recipe: CurateRecipe) -> Iterator[Record]:
+    if not (theirs := recipe.datatrove_reader):
+        yield from records(payload, recipe.max_body)
+        return
+    for piece in payload["pieces"]:
+        yield from datatrove_readers.read_documents(theirs.reader, theirs.params, piece["uri"], theirs.html, recipe.max_body)
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -175,6 +202,7 @@ def _row(record: Record) -> dict[str, Any]:
         "canonical_url": "",
         "charset": "",
         "extraction": "",
+        "damage": record.damage,
         "reason": record.reason,
         "detail": record.detail,
     }
@@ -212,7 +240,7 @@ def judge(rows: list[dict[str, Any]], recipe: CurateRecipe) -> tuple[pa.Table, p
     signals = measure(texts, languages, scores)
     keep, reasons, details = decide(signals, languages, recipe.tables(), recipe.bounds())
     for index, row in enumerate(alive):
-        row.update(language=languages[index], language_score=float(scores[index]), signals=signals[index].as_py())
+        row.update(language=languages[index], language_score=float(scores[index]), measured=index)
         if recipe.languages and languages[index] not in recipe.languages:
             row.update(reason="language.unwanted", detail=f"{languages[index]}, wanted {' '.join(recipe.languages)}")
         elif not keep[index]:
@@ -221,12 +249,19 @@ def judge(rows: list[dict[str, Any]], recipe: CurateRecipe) -> tuple[pa.Table, p
         staying = [row for row in alive if not row["reason"]]
         for row, (reason, detail) in zip(staying, datatrove_filters.judge(datatrove_filters.load(step.filter, step.params), staying), strict=True):
             row.update(reason=reason, detail=detail)
-    return _table([row for row in rows if not row["reason"]], KEPT_SCHEMA), _table([row for row in rows if row["reason"]], REJECTED_SCHEMA)
+    kept, rejected = [row for row in rows if not row["reason"]], [row for row in rows if row["reason"]]
+    return _table(kept, signals, KEPT_SCHEMA), _table(rejected, signals, REJECTED_SCHEMA)
 
 
-def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    clean = [{name: _storable(row.get(name)) for name in schema.names} for row in rows]
-    return pa.Table.from_pylist(clean, schema=schema)
+def _table(rows: list[dict[str, Any]], signals: pa.StructArray, schema: pa.Schema) -> pa.Table:
+    """Rows as columns; `measured` is a row's place in `signals`, absent where nothing was measured."""
+    columns = []
+    for field in schema:
+        if field.name == "signals":
+            columns.append(signals.take(pa.array([row.get("measured") for row in rows], pa.int64())))
+        else:
+            columns.append(pa.array([_storable(row[field.name]) for row in rows], field.type))
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _storable(value: Any) -> Any:

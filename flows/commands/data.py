@@ -70,7 +70,7 @@ def curate(
     sources, overrides = split_overrides(inputs)
     chosen = load_recipe(CurateRecipe, recipe, overrides)
     with progress_on_screen(quiet) as progress:
-        files = [file for source in some(sources, "input") for file in resolve(source, f"{out.rstrip('/')}-crawl", progress)]
+        files = resolve(some(sources, "input"), f"{out.rstrip('/')}-crawl", progress, any_kind=chosen.datatrove_reader is not None)
         with open_cluster(workers, scheduler) as cluster:
             dataset = run(files, chosen, out, cluster=cluster, progress=progress)
     dataset_summary("curated", dataset, quiet, json)

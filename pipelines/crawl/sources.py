@@ -22,19 +22,20 @@ from pipelines.read.parts import kind_of
 _GLOB = frozenset("*?[")
 
 
-def resolve(source: str | Sequence[str], out: str, progress: Progress = silent) -> list[str]:
+def resolve(source: str | Sequence[str], out: str, progress: Progress = silent, any_kind: bool = False) -> list[str]:
     """URIs of the crawl files that a source means, in a fixed order.
 
     Args:
         source: "sample", "commoncrawl:CRAWL?files=1&megabytes=50", a file, a folder (searched recursively for known
             extensions), a glob, any fsspec URI, or several of them.
         out: local folder for what is downloaded.
+        any_kind: files of any kind will do: a reader that knows them is named elsewhere.
 
     Raises:
         UserError: a file is missing, nothing readable is there, or the network is needed and absent.
     """
     if not isinstance(source, str):
-        found = [uri for entry in source for uri in resolve(entry, out, progress)]
+        found = [uri for entry in source for uri in resolve(entry, out, progress, any_kind)]
         if not found:
             raise UserError("no input given")
         return list(dict.fromkeys(found))
@@ -43,10 +44,10 @@ def resolve(source: str | Sequence[str], out: str, progress: Progress = silent) 
     if source.startswith("commoncrawl:"):
         request = commoncrawl.parse(source)
         return _once(source, out, functools.partial(commoncrawl.fetch, request, progress=progress))
-    return _files(source)
+    return _files(source, any_kind)
 
 
-def _files(source: str) -> list[str]:
+def _files(source: str, any_kind: bool) -> list[str]:
     try:
         fs, path = fsspec.url_to_fs(source)
     except (ValueError, ImportError) as error:
@@ -58,13 +59,13 @@ def _files(source: str) -> list[str]:
     elif not fs.exists(path):
         raise UserError(f"{source}: no such file or folder")
     elif fs.isdir(path):
-        found = [entry for entry in fs.find(path) if kind_of(entry)[0]]
+        found = [entry for entry in fs.find(path) if any_kind or kind_of(entry)[0]]
         if not found:
             raise UserError(f"{source}: the folder holds no file of a known kind (.warc, .wet, .arc, .html, .jsonl, .parquet, .txt, also .gz and .zst)")
     else:
         found = [path]
-    found = [uri for uri in found if kind_of(uri)[0] or found == [path]]
-    if unknown := [uri for uri in found if not kind_of(uri)[0]]:
+    found = [uri for uri in found if any_kind or kind_of(uri)[0] or found == [path]]
+    if not any_kind and (unknown := [uri for uri in found if not kind_of(uri)[0]]):
         raise UserError(f"{unknown[0]}: not a file of a known kind (.warc, .wet, .arc, .html, .jsonl, .parquet, .txt, also .gz and .zst)")
     if not found:
         raise UserError(f"{source}: no file of a known kind matches")

@@ -44,8 +44,10 @@ def kind_of(uri: str) -> tuple[str, str | None]:
     return _KINDS.get("." + name.rpartition(".")[2], ""), compression
 
 
-def plan_parts(uris: Sequence[str], part_bytes: int = PART_BYTES) -> list[dict[str, Any]]:
+def plan_parts(uris: Sequence[str], part_bytes: int = PART_BYTES, whole: bool = False) -> list[dict[str, Any]]:
     """Payloads {"pieces": [{"uri", "start", "end"}]}, one a part; of Parquet files start and end number row groups.
+
+    `whole`: somebody else reads the files, of whatever kind: none is split.
 
     Raises:
         UserError: a file is missing, or is of a kind nobody here reads.
@@ -54,14 +56,14 @@ def plan_parts(uris: Sequence[str], part_bytes: int = PART_BYTES) -> list[dict[s
     small: list[dict[str, Any]] = []
     room = part_bytes
     for uri in uris:
-        if not kind_of(uri)[0]:
+        if not whole and not kind_of(uri)[0]:
             raise UserError(f"{uri}: not a crawl file (known: {', '.join(sorted(_KINDS))}, also .gz and .zst)")
         fs, path = fsspec.url_to_fs(uri)
         try:
             size = fs.size(path) or 0
         except FileNotFoundError:
             raise UserError(f"{uri}: no such file") from None
-        edges = _edges(uri, size, part_bytes) if size > part_bytes else []
+        edges = _edges(uri, size, part_bytes) if size > part_bytes and not whole else []
         if len(edges) > 2:
             parts += [{"pieces": [{"uri": uri, "start": start, "end": end}]} for start, end in zip(edges, edges[1:], strict=False)]
             continue

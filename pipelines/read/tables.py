@@ -49,7 +49,7 @@ def read_parquet(file: BinaryIO, source: str, max_body: int = MAX_BODY, start: i
         number = sum(table.metadata.row_group(index).num_rows for index in range(start))
         for batch in table.iter_batches(batch_size=64, row_groups=list(groups)):
             for row in batch.to_pylist():
-                yield _row(Record(source, number, 1, id=identify("", source, number)), row, max_body)
+                yield row_record(Record(source, number, 1, id=identify("", source, number)), row, max_body)
                 number += 1
     except (pa.ArrowException, OSError) as error:
         yield Record(source, number, id=identify("", source, number, 1)).rejected("broken", f"{type(error).__name__}: {error}")
@@ -98,10 +98,11 @@ def _parse(record: Record, line: bytes, max_body: int) -> Record:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:  # not JSON; or nested past all sense
         return record.rejected("bad_json", str(error))
-    return _row(record, row, max_body) if isinstance(row, dict) else record.rejected("bad_json", f"a {type(row).__name__}, not an object")
+    return row_record(record, row, max_body) if isinstance(row, dict) else record.rejected("bad_json", f"a {type(row).__name__}, not an object")
 
 
-def _row(record: Record, row: Mapping[str, Any], max_body: int) -> Record:
+def row_record(record: Record, row: Mapping[str, Any], max_body: int) -> Record:
+    """The record of one row of a table: a document already, or a page as HTML, under the names the field uses."""
     metadata = row.get("metadata") if isinstance(row.get("metadata"), dict) else {}
     known = {**metadata, **{key: value for key, value in row.items() if value is not None}}
     record.url, record.date = _first(known, _URL), _first(known, _DATE)

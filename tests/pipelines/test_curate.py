@@ -1,6 +1,7 @@
 """Curation end to end on small crawls: rows add up, reasons are exact, parts and workers change nothing, rules re-run."""
 
 import io
+import json
 
 import pytest
 from warcio.statusandheaders import StatusAndHeaders
@@ -166,3 +167,23 @@ def test_datatroves_filters_are_steps_of_a_recipe(tmp_path):
     assert dataset.reasons == {**plain.reasons, "datatrove.RegexFilter": 1} and dataset.rows == plain.rows - 1
     with pytest.raises(UserError, match="datatrove has no filter Regex;"):
         load_recipe(CurateRecipe, {"datatrove": [{"filter": "Regex"}]})
+
+
+def test_datatroves_readers_are_inputs_of_a_recipe(tmp_path):
+    lines = [json.dumps({"text": "\n\n".join(ENGLISH), "id": f"r{n}", "metadata": {"url": f"http://a.org/{n}"}}) for n in range(3)]
+    (tmp_path / "docs.weird").write_text("\n".join([lines[0], "{broken", '{"text": ""}', *lines[1:]]))
+    recipe = load_recipe(CurateRecipe, {"datatrove_reader": {"reader": "JsonlReader", "params": {"compression": None}}})
+    dataset = curate([str(tmp_path / "docs.weird")], recipe, str(tmp_path / "out"))
+    assert dataset.reasons == {"read.broken": 1, "read.empty": 1} and dataset.rows == 3
+    assert dataset.scan(["url"]).collect()["url"].to_list() == [f"http://a.org/{n}" for n in range(3)]
+    assert curate([str(tmp_path / "docs.weird")], recipe, str(tmp_path / "again")).digest == dataset.digest
+    for wrong, message in (({"reader": "Jsonl"}, "no reader of files Jsonl; known: CSVReader"), ({"reader": "CSVReader", "params": {"limit": 3}}, "no limit here")):
+        with pytest.raises(UserError, match=message):
+            load_recipe(CurateRecipe, {"datatrove_reader": wrong})
+
+
+def test_records_that_are_not_whole_are_marked_and_counted(tmp_path):
+    whole = open(_write(tmp_path / "c.warc.gz", PAGES[:2]), "rb").read()
+    (tmp_path / "cut.warc.gz").write_bytes(whole[:-40])
+    dataset = curate([str(tmp_path / "cut.warc.gz")], RECIPE, str(tmp_path / "out"))
+    assert dataset.counters["damage_cut"] == 1 and dataset.rows_in == 2
