@@ -188,14 +188,14 @@ def main() -> None:
             times = [speed([sources["clean"]], index_at, recipe, folder, f"{preset}-{turn}") for turn in range(3)]
             recall["documents a second and core"][preset] = f"{len(clean) / statistics.median(times):,.0f} ({size / statistics.median(times) / 1e6:.0f} MB/s)"
             if preset == "ngram13":
-                peer(chosen, rows[: arguments.peer_documents], index_at, recipe, folder)
+                peer(chosen, rows[: arguments.peer_documents], set(spans), index_at, recipe, folder)
         print(f"\n| leaks found | {' | '.join(arguments.presets)} |\n|---|{'---|' * len(arguments.presets)}")
         for row, cells in recall.items():
             print(f"| {row} | {' | '.join(cells[preset] for preset in arguments.presets)} |")
     print(f"\nmost memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
 
 
-def peer(items: list[str], rows: list[tuple[str, str]], index: Dataset, recipe: DecontaminateRecipe, folder: Path) -> None:
+def peer(items: list[str], rows: list[tuple[str, str]], flagged_by_us: set[str], index: Dataset, recipe: DecontaminateRecipe, folder: Path) -> None:
     """The same documents through datatrove's filter, alternating."""
     theirs = datatrove_filter(items[: len(rows)], recipe.n)
     if theirs is None:
@@ -212,7 +212,7 @@ def peer(items: list[str], rows: list[tuple[str, str]], index: Dataset, recipe: 
     print(
         f"\n{len(rows)} documents with a leak each: ours {len(rows) / mine:,.0f} documents/s/core, datatrove {len(rows) / other:,.0f}; ratio {other / mine:.1f}"
     )
-    print(f"datatrove finds {sum(verdicts)} of {len(rows)}")
+    print(f"of these {len(rows)} datatrove flags {sum(verdicts)}, ours {sum(name in flagged_by_us for name, _ in rows)}")
 
 
 if __name__ == "__main__":

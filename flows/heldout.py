@@ -15,7 +15,7 @@ from pydantic import Field
 from flows.steps import Run
 from pipelines.benchmark_items import BenchmarkFormat
 from pipelines.dataset import Dataset
-from pipelines.decontaminate import decontaminate
+from pipelines.decontaminate import DecontaminateRecipe, decontaminate
 from pipelines.recipe import Recipe
 from pipelines.stage import PartOutput, Stage
 
@@ -61,8 +61,17 @@ def _run(payload: dict[str, Any], config: HoldoutRecipe, output: PartOutput) -> 
 
 def clear_of_leaks(train: Dataset, held_out: Dataset, run: Run) -> Dataset:
     """Training documents without those that hold a good part of a held-out one: RUN/text."""
-    recipe = run.recipe.leaks.model_copy(update={"formats": (BenchmarkFormat(match="*", fields=("text",)),)})
+    recipe = run.recipe.leaks.model_copy(update={"formats": (BenchmarkFormat(fields=("text",)),)})
     return decontaminate([train], [held_out.uri], recipe, run.uri("text"), cluster=run.cluster, progress=run.progress, name="text")
+
+
+def found_in(made: Dataset, held_out: Dataset, kind: str, run: Run) -> Dataset:
+    """Generated documents, those that hold a held-out problem whole or a good part of a held-out text rejected: RUN/heldout/written-<kind>."""
+    if kind == "problems":
+        recipe = DecontaminateRecipe(preset="item", formats=(BenchmarkFormat(fields=("question",)),))
+    else:
+        recipe = run.recipe.leaks.model_copy(update={"formats": (BenchmarkFormat(fields=("text",)),)})
+    return decontaminate([made], [held_out.uri], recipe, run.uri(f"heldout/written-{kind}"), cluster=run.cluster, progress=run.progress)
 
 
 HOLDOUT = Stage(name="holdout", version=1, plan=_plan, run=_run)

@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from flows.heldout import found_in
 from flows.steps import Run, write_json
 from pipelines.dataset import Dataset
 
@@ -17,12 +18,13 @@ def check_leaks(run: Run) -> dict[str, Any]:
     for place in ("problems", "questions"):
         rows.append(_problems(run, place, asked))
     rows.append(_generated(run, asked))
+    rows += [written(run, kind) for kind in ("problems", "text")]
     rows.append(_rollouts(run, asked))
     leaked = sum(row["remaining"] for row in rows)
     recipe = run.recipe.leaks
     note = (
         f"Text: documents that hold at least {recipe.coverage:.0%} of a held-out document's {recipe.n}-grams were dropped before the mixture was made. "
-        f"Problems: questions are compared whole, by id. {leaked:,} held-out items remain in anything trained on."
+        f"Problems: questions are compared whole, by id, and looked for in what the model wrote. {leaked:,} held-out items remain in anything trained on."
     )
     write_json(run.path("heldout", "leaks.json"), {"note": note, "rows": rows, "remaining": leaked})
     return {"held-out items remaining in training data": leaked}
@@ -50,6 +52,13 @@ def _generated(run: Run, asked: set[str]) -> dict[str, Any]:
     made = Dataset.open(run.uri("generated"))
     parents = set(made.scan(["parents"]).select(pl.col("parents").explode()).collect()["parents"]) if made.rows else set()
     return _row("problems", len(asked), "accepted generations", made.rows, len(asked & parents), "by their questions", len(asked & parents))
+
+
+def written(run: Run, kind: str) -> dict[str, Any]:
+    """Held-out problems or text in the wording of what the model wrote, whoever asked: RUN/heldout/written-<kind> holds what was found."""
+    held, made = Dataset.open(run.uri(f"heldout/{kind}")), Dataset.open(run.uri("generated"))
+    found = found_in(made, held, kind, run).rejected_rows if made.rows else 0
+    return _row(kind, held.rows, "accepted generations", made.rows, found, "by their wording", found)
 
 
 def _rollouts(run: Run, asked: set[str]) -> dict[str, Any]:

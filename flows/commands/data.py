@@ -217,11 +217,15 @@ def train_classifier(
 ) -> None:
     """Train quality classifiers (fastText on words, a linear one on signals) and report their held-out AUC.
 
+    OUT/calibration.html plots their scores against the share of good documents observed, on documents not trained on.
+
     Example:
 
         gristmill train-classifier --good textbooks --other curated --out classifier epochs=10
     """
     from flows.console import progress_on_screen
+    from flows.report.quality import calibration_page
+    from pipelines.atomic import write_file
     from pipelines.recipe import load_recipe
     from pipelines.train_classifier import ClassifierRecipe
     from pipelines.train_classifier import train_classifier as run
@@ -229,6 +233,7 @@ def train_classifier(
     chosen = load_recipe(ClassifierRecipe, recipe, only_overrides(overrides))
     with progress_on_screen(quiet) as progress:
         dataset = run(good, other, chosen, out, progress)
+    write_file(f"{dataset.uri}/calibration.html", calibration_page(dataset.uri))
     dataset_summary("classifiers", dataset, quiet, json)
 
 

@@ -79,6 +79,18 @@ def histogram(rows: Sequence[Mapping[str, Any]], *, x: str, y: str, width: int =
     return _svg(chart, width, height)
 
 
+def reliability(points: Sequence[Mapping[str, Any]], *, width: int = 360, height: int = 240) -> Markup:
+    """Score against observed share, a line a series, over the diagonal. `points`: mappings with `series`, `score` and `good` in [0, 1], and `documents`."""
+    series = list(dict.fromkeys(point["series"] for point in points))
+    colour = alt.Color("series:N", scale=alt.Scale(domain=series, range=SERIES[: len(series)]), legend=alt.Legend(title=None, orient="top"))
+    x_axis = alt.X("score:Q", title="score", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(grid=False, tickCount=5))
+    y_axis = alt.Y("good:Q", title="observed share of good documents", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%", tickCount=5))
+    diagonal = alt.Chart(alt.Data(values=[{"score": 0, "good": 0}, {"score": 1, "good": 1}])).mark_line(color=SOFT, strokeDash=[4, 4], strokeWidth=1)
+    dots = alt.OverlayMarkDef(size=34, filled=True)
+    lines = alt.Chart(alt.Data(values=[dict(point) for point in points])).mark_line(point=dots, strokeWidth=1.6)
+    return _svg(diagonal.encode(x=x_axis, y=y_axis) + lines.encode(x=x_axis, y=y_axis, color=colour), width, height)
+
+
 def _svg(chart: alt.TopLevelMixin, width: int, height: int) -> Markup:
     styled = (
         chart.properties(width=width, height=height, background="transparent", padding=4)

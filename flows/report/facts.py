@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flows.report import documents, learning, lineage, made
+from flows.report import documents, learning, lineage, made, quality
 from flows.report.render import duration, share, size
 from flows.steps import timings
 from pipelines.errors import UserError
@@ -25,6 +25,7 @@ def collect(folder: Path) -> dict[str, Any]:
         "funnel": funnel,
         "languages": documents.languages(folder),
         "duplicates": documents.duplicates(folder),
+        "quality": quality.quality(folder),
         "mixtures": made.mixtures(folder),
         "curves": learning.curves(folder),
         "accuracy": learning.accuracy(folder),

@@ -88,6 +88,15 @@ def everything():
             "chart": charts.histogram([{"label": "2", "value": 4}, {"label": "3", "value": 1}], x="copies", y="clusters"),
             "examples": [{"kept": HOSTILE, "text": HOSTILE, "copies": [{"url": HOSTILE, "detail": "exact.url"}]}],
         },
+        "quality": {
+            "documents": 1000, "members": ["words", HOSTILE], "combine": "mean",
+            "chart": charts.histogram([{"label": str(number), "value": 5.0} for number in range(20)], x="bucket", y="% of text"),
+            "levels": [{"level": "low", "documents": 350, "share": 0.35}],
+            "calibration": {
+                "chart": charts.reliability([{"series": "words", "score": at / 10, "good": at / 11, "documents": 9} for at in range(10)]),
+                "rows": [{"name": "words", "auc": 0.9}], "documents": 90, "good": 40,
+            },
+        },
         "mixtures": [
             {
                 "name": "shards-1",
@@ -138,7 +147,7 @@ def everything():
     }
 
 
-SECTIONS = ["funnel", "languages", "duplicates", "mixture", "training", "accuracy", "generation", "samples", "timings", "lineage", "reproduce"]
+SECTIONS = ["funnel", "languages", "duplicates", "quality", "mixture", "training", "accuracy", "generation", "samples", "timings", "lineage", "reproduce"]
 
 
 def test_the_page_has_its_parts_and_no_script(everything):
@@ -149,7 +158,7 @@ def test_the_page_has_its_parts_and_no_script(everything):
     assert "default-src 'none'" in html
     assert not re.search(r"""(?:src|href)=["'](?!data:,|#)""", html)
     assert page.text.count('<script>document.title="owned"</script>') >= 8  # shown as text, where the pages said it
-    assert len(re.findall(r"<svg", html)) == 7
+    assert len(re.findall(r"<svg", html)) == 9
     assert not set(re.findall(r'"(#0[1-7]0[1-7]0[1-7])"', html)), "a stand-in colour was left in a chart"
 
 
