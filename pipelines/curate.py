@@ -238,19 +238,35 @@ def judge(rows: list[dict[str, Any]], recipe: CurateRecipe) -> tuple[pa.Table, p
     texts = [row["text"] for row in alive]
     languages, scores = detect(texts)
     signals = measure(texts, languages, scores)
-    keep, reasons, details = decide(signals, languages, recipe.tables(), recipe.bounds())
+    reasons, details = verdicts(signals, languages, recipe)
     for index, row in enumerate(alive):
-        row.update(language=languages[index], language_score=float(scores[index]), measured=index)
-        if recipe.languages and languages[index] not in recipe.languages:
-            row.update(reason="language.unwanted", detail=f"{languages[index]}, wanted {' '.join(recipe.languages)}")
-        elif not keep[index]:
-            row.update(reason=reasons[index], detail=details[index])
-    for step in recipe.datatrove:
-        staying = [row for row in alive if not row["reason"]]
-        for row, (reason, detail) in zip(staying, datatrove_filters.judge(datatrove_filters.load(step.filter, step.params), staying), strict=True):
-            row.update(reason=reason, detail=detail)
+        row.update(language=languages[index], language_score=float(scores[index]), measured=index, reason=reasons[index], detail=details[index])
+    staying = [row for row in alive if not row["reason"]]
+    for row, (reason, detail) in zip(staying, datatrove_verdicts(staying, recipe), strict=True):
+        row.update(reason=reason, detail=detail)
     kept, rejected = [row for row in rows if not row["reason"]], [row for row in rows if row["reason"]]
     return _table(kept, signals, KEPT_SCHEMA), _table(rejected, signals, REJECTED_SCHEMA)
+
+
+def verdicts(signals: pa.StructArray, languages: Sequence[str], recipe: CurateRecipe) -> tuple[list[str], list[str]]:
+    """(reason, "" where kept; detail) of measured rows, by the recipe's languages, families and own rules."""
+    _, reasons, details = decide(signals, languages, recipe.tables(), recipe.bounds())
+    if recipe.languages:
+        for row, language in enumerate(languages):
+            if language not in recipe.languages:
+                reasons[row], details[row] = "language.unwanted", f"{language}, wanted {' '.join(recipe.languages)}"
+    return reasons, details
+
+
+def datatrove_verdicts(rows: Sequence[dict[str, Any]], recipe: CurateRecipe) -> list[tuple[str, str]]:
+    """(reason, detail) of rows with id, text, url and language, by the first of the recipe's datatrove filters that drops them."""
+    found = [("", "")] * len(rows)
+    for step in recipe.datatrove:
+        staying = [place for place, (reason, _) in enumerate(found) if not reason]
+        judged = datatrove_filters.judge(datatrove_filters.load(step.filter, step.params), [rows[place] for place in staying])
+        for place, verdict in zip(staying, judged, strict=True):
+            found[place] = verdict
+    return found
 
 
 def _table(rows: list[dict[str, Any]], signals: pa.StructArray, schema: pa.Schema) -> pa.Table:

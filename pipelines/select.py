@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from filters.rules import decide
-from filters.signals import SIGNAL_TYPE
 from pipelines.cluster import Cluster
-from pipelines.curate import KEPT_SCHEMA, REJECTED_SCHEMA, CurateRecipe
+from pipelines.curate import KEPT_SCHEMA, REJECTED_SCHEMA, CurateRecipe, datatrove_verdicts, verdicts
 from pipelines.dataset import Dataset, read_batches
 from pipelines.errors import UserError
 from pipelines.progress import Progress, silent
 from pipelines.stage import PartOutput, Stage, run_stage
+
+BATCH_ROWS = 4096  # some tens of megabytes of text at once
 
 
 def select(
@@ -32,46 +32,50 @@ def select(
     return run_stage(STAGE, inputs, recipe, out, cluster=cluster, progress=progress, name=name)
 
 
+def parts_of(uri: str) -> list[list[str]]:
+    """The Parquet files of each part of a curated dataset: kept rows, then rejected ones.
+
+    Raises:
+        UserError: it is no curated dataset.
+    """
+    dataset = Dataset.open(uri)
+    if dataset.meta["stage"] not in ("curate", "select"):
+        raise UserError(f"{uri}: made by {dataset.meta['stage']}; selection reads what curate or select made")
+    parts: dict[str, list[str]] = {}
+    for part in (*dataset.parts, *dataset.rejected_parts):
+        parts.setdefault(part.rpartition("/")[2], []).append(part)
+    return [parts[leaf] for leaf in sorted(parts)]
+
+
 def _plan(inputs: Sequence[str], recipe: CurateRecipe) -> list[dict[str, Any]]:
-    payloads = []
-    for uri in inputs:
-        dataset = Dataset.open(uri)
-        if dataset.meta["stage"] not in ("curate", "select"):
-            raise UserError(f"{uri}: made by {dataset.meta['stage']}; selection reads what curate or select made")
-        parts = {part.rpartition("/")[2]: [part] for part in dataset.parts}
-        for part in dataset.rejected_parts:
-            parts.setdefault(part.rpartition("/")[2], []).append(part)
-        payloads += [{"files": parts[leaf]} for leaf in sorted(parts)]
-    return payloads
+    return [{"files": files} for uri in inputs for files in parts_of(uri)]
 
 
 def _run(payload: dict[str, Any], recipe: CurateRecipe, output: PartOutput) -> None:
     for file in payload["files"]:
-        for batch in read_batches(file):
+        for batch in read_batches(file, batch_size=BATCH_ROWS):
             kept, rejected = judge(pa.Table.from_batches([batch]), recipe)
             output.read(batch.num_rows)
             output.write(kept, rejected)
 
 
 def judge(table: pa.Table, recipe: CurateRecipe) -> tuple[pa.Table, pa.Table]:
-    """(kept, rejected) of rows with signals, by a recipe's rules."""
-    rows = table.num_rows
-    reasons = table["reason"].to_pylist() if "reason" in table.column_names else [""] * rows
-    details = table["detail"].to_pylist() if "detail" in table.column_names else [""] * rows
-    measured = np.flatnonzero(pc.is_valid(table["signals"]).to_numpy(zero_copy_only=False))
-    for row in measured:
-        reasons[row], details[row] = "", ""
-    if len(measured):
-        signals = table["signals"].combine_chunks().take(pa.array(measured)).cast(SIGNAL_TYPE)
-        languages = [table["language"][int(row)].as_py() for row in measured]
-        _, new_reasons, new_details = decide(signals, languages, recipe.tables(), recipe.bounds())
-        for position, row in enumerate(measured):
-            reasons[row], details[row] = new_reasons[position], new_details[position]
-            if recipe.languages and languages[position] not in recipe.languages:
-                reasons[row], details[row] = "language.unwanted", f"{languages[position]}, wanted {' '.join(recipe.languages)}"
+    """(kept, rejected) of a curated dataset's rows, by another recipe's rules."""
+    reasons, details = (table[name].to_pylist() if name in table.column_names else [""] * table.num_rows for name in ("reason", "detail"))
+    told = table.select(KEPT_SCHEMA.names).cast(KEPT_SCHEMA)
+    measured = np.flatnonzero(pc.is_valid(told["signals"]).to_numpy())
+    rows = told.take(pa.array(measured))
+    judged, why = verdicts(rows["signals"].combine_chunks(), rows["language"].to_pylist(), recipe) if len(measured) else ([], [])
+    if recipe.datatrove and "" in judged:
+        staying = np.flatnonzero([not reason for reason in judged])
+        texts = rows.take(pa.array(staying)).select(["id", "text", "url", "language"]).to_pylist()
+        for row, verdict in zip(staying.tolist(), datatrove_verdicts(texts, recipe), strict=True):
+            judged[row], why[row] = verdict
+    for row, reason, detail in zip(measured.tolist(), judged, why, strict=True):
+        reasons[row], details[row] = reason, detail
     keep = pa.array([not reason for reason in reasons])
-    told = table.select(KEPT_SCHEMA.names).append_column("reason", pa.array(reasons, pa.string())).append_column("detail", pa.array(details, pa.string()))
-    return told.filter(keep).select(KEPT_SCHEMA.names).cast(KEPT_SCHEMA), told.filter(pc.invert(keep)).cast(REJECTED_SCHEMA)
+    gone = told.append_column("reason", pa.array(reasons, pa.string())).append_column("detail", pa.array(details, pa.string()))
+    return told.filter(keep), gone.filter(pc.invert(keep)).cast(REJECTED_SCHEMA)
 
 
-STAGE = Stage(name="select", version=1, plan=_plan, run=_run)
+STAGE = Stage(name="select", version=2, plan=_plan, run=_run)

@@ -138,6 +138,52 @@ def select(
     dataset_summary("selected", dataset, quiet, json)
 
 
+def compare_recipes(
+    first: Annotated[str, typer.Argument(help="A recipe's name or YAML file.", metavar="A")],
+    second: Annotated[str, typer.Argument(help="Another one.", metavar="B")],
+    dataset: Annotated[str, typer.Argument(help="A curated dataset.", metavar="DS")],
+    workers: Workers = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Who moves between two recipes on a curated dataset: counts per (reason by A, reason by B), text moved, examples.
+
+    Reads signals only, writes nothing: try thresholds here, then apply them with `gristmill select`.
+
+    Example:
+
+        gristmill compare-recipes fineweb my-fineweb.yaml curated
+    """
+    from dataclasses import asdict
+
+    from flows.console import out as screen
+    from flows.console import progress_on_screen, summary, table_of
+    from pipelines.cluster import open_cluster
+    from pipelines.compare import compare
+    from pipelines.curate import CurateRecipe
+    from pipelines.recipe import load_recipe
+
+    recipes = [load_recipe(CurateRecipe, name) for name in (first, second)]
+    with progress_on_screen(quiet or json) as progress, open_cluster(0 if workers is None else workers) as cluster:
+        found = compare(*recipes, dataset, cluster=cluster, progress=progress)
+    (rows_a, words_a), (rows_b, words_b) = found.kept("before"), found.kept("after")
+    facts = {"rows": found.rows, "never measured": found.unmeasured, f"{first} keeps": rows_a, f"{second} keeps": rows_b}
+    facts["words kept"] = f"{words_a:,} -> {words_b:,}"
+    if json:
+        summary("compared", facts, as_json=True, result=asdict(found))
+        return
+    moved = [move for move in found.moves if move.before != move.after]
+    summary("compared", {**facts, "rows that move": sum(move.rows for move in moved)}, quiet=quiet)
+    if quiet or not moved:
+        return
+    cells = [[move.before, move.after, f"{move.rows:,}", f"{move.words:,}", f"{move.characters:,}", _told(move.examples)] for move in moved]
+    screen.print(table_of("moves", [first, second, "rows", "words", "characters", "for example"], cells))
+
+
+def _told(examples: list[dict[str, str]]) -> str:
+    return "\n".join(f"{example['url'] or example['id']}: {' -> '.join(filter(None, (example['before'], example['after'])))}" for example in examples[:1])
+
+
 def decontaminate(
     inputs: Inputs,
     out: Out,
@@ -274,6 +320,7 @@ def add_to(app: typer.Typer) -> None:
     for name, verb in {
         "curate": curate,
         "select": select,
+        "compare-recipes": compare_recipes,
         "dedup": dedup,
         "decontaminate": decontaminate,
         "bucket": bucket,
