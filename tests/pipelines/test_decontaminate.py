@@ -206,7 +206,7 @@ def test_generated_problems_are_told_apart_by_their_operators(tmp_path):
     asked = ["What is 12 + 34?", "What is 12 - 34?", "What is 34 + 12?", "what is 7*8 ?", "What is 17 * 8?", "Say, what is 12 + 34? 46", "What is 12 + 34 + 5?"]
     reply = {"role": "assistant", "content": "<think>\nhm\n</think>"}
     rows = [{"id": str(n), "messages": [{"role": "user", "content": text}, reply]} for n, text in enumerate(asked)]
-    recipe = load_recipe(DecontaminateRecipe, {"preset": "item", "text": "messages"})
+    recipe = load_recipe(DecontaminateRecipe, "decontaminate-generated")
     against = write(tmp_path / "held.parquet", held_out)
     result = decontaminate([write(tmp_path / "in.parquet", rows)], [against], recipe, str(tmp_path / "out"))
     assert set(result.scan_rejected().collect()["id"]) == {"0", "3", "5"}
