@@ -1,0 +1,63 @@
+"""Which blocks of a page are its main text: two small sets of boosted trees, and a choice made for the page as a whole.
+
+The first looks at each block by itself (`features`), the second at what the first said of its surroundings (`context`). The blocks kept are those
+that make the expected F1 of the page's words highest, given the probabilities: a page sure of its article drops what is doubtful, a page of scattered
+pieces keeps it, and no threshold per kind of page is needed.
+
+`weights.npz` was trained by `benchmarks/extraction_training.py` on the 512 pages of the WCXB development set (CC BY 4.0) and on nothing else; it
+holds counts and thresholds of structure, no text.
+"""
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from kernels import html_blocks as html
+from kernels.boosted_trees import Trees, probabilities
+from pipelines.extract.context import context
+from pipelines.extract.features import features
+from pipelines.extract.layout import Layout
+
+WEIGHTS = Path(__file__).with_name("weights.npz")
+
+
+class Model(NamedTuple):
+    first: Trees
+    second: Trees
+
+
+@functools.cache
+def load(path: Path = WEIGHTS) -> Model:
+    with np.load(path, allow_pickle=False) as arrays:
+        return Model(*(Trees(*(arrays[f"{look}.{name}"] for name in Trees._fields[:-1]), float(arrays[f"{look}.bias"])) for look in Model._fields))
+
+
+def save(model: Model, path: Path) -> None:
+    np.savez_compressed(path, **{f"{look}.{name}": value for look, trees in model._asdict().items() for name, value in trees._asdict().items()})
+
+
+def main_text(page: Layout, model: Model) -> np.ndarray:
+    """bool [B]: the blocks that are main text."""
+    if not len(page.blocks):
+        return np.zeros(0, bool)
+    rows = features(page)
+    first = probabilities(model.first, rows)
+    second = probabilities(model.second, np.concatenate([rows, context(page, first)], axis=1))
+    return choose(page, second)
+
+
+def choose(page: Layout, probability: np.ndarray) -> np.ndarray:
+    """The blocks of highest expected F1 = 2 E[words both] / (E[words kept] + E[words wanted]); rows of data tables stay whole."""
+    words = np.maximum(page.blocks[:, html.WORDS], 1)
+    row = page.rows[page.blocks[:, html.NODE]]
+    likely = probability * words
+    if row.any():
+        shared = np.bincount(row, likely) / np.maximum(np.bincount(row, words), 1)
+        likely = np.where(row > 0, shared[row] * words, likely)
+    by_likelihood = np.argsort(-likely / words, kind="stable")
+    expected = 2 * np.cumsum(likely[by_likelihood]) / (np.cumsum(words[by_likelihood]) + likely.sum())
+    keep = np.zeros(len(words), bool)
+    keep[by_likelihood[: int(np.argmax(expected)) + 1]] = True
+    return keep
