@@ -17,6 +17,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from pipelines.errors import UserError
 from pipelines.loader import TokenStream
+from pipelines.mixture import load_mixture
 from pipelines.progress import Progress, silent
 from pipelines.shardset import ShardSet
 from pipelines.tokenizer import tokenizer_digest
@@ -33,6 +34,7 @@ class PretrainRecipe(TrainingRecipe):
     """What a pretraining run is. Paths (shards, init_from) are no part of its identity; what they hold is."""
 
     shards: str = Field("", description="token shards (a folder written by `gristmill tokenize`)")
+    mixture: str | None = Field(None, description="a mixture file to plan the shards by, in place of theirs (other weights, `after` an earlier plan)")
     model: ModelSpec = ModelSpec()
     init_from: str | None = Field(None, description="model folder to continue from; `model` is then ignored")
     steps: PositiveInt | None = Field(None, description="default: every step the shards' plan has")
@@ -50,10 +52,10 @@ def pretrain(recipe: PretrainRecipe, out: str, progress: Progress = silent) -> T
     if not recipe.shards:
         raise UserError("pretrain needs shards (a folder written by `gristmill tokenize`)")
     shards = ShardSet.open(recipe.shards)
-    stream = TokenStream(shards)
+    stream = TokenStream(shards, mixture=load_mixture(recipe.mixture) if recipe.mixture else None)
     identity = {
         "kind": "pretrain",
-        "recipe": recipe.model_dump(mode="json", exclude={"shards", "init_from", "checkpoint_every", "keep_checkpoints"}),
+        "recipe": recipe.model_dump(mode="json", exclude={"shards", "mixture", "init_from", "checkpoint_every", "keep_checkpoints"}),
         "inputs": {"shards": shards.manifest["dataset_digest"], "plan": stream.plan.digest,
                    "model": model_digest(recipe.init_from) if recipe.init_from else None},
     }

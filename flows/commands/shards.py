@@ -39,32 +39,84 @@ def tokenizer(
 
 def mix(
     mixture: Mixture,
-    tokenizer: TokenizerPath,
+    tokenizer: TokenizerPath = "",
     overrides: Overrides = None,
-    check: Annotated[bool, typer.Option("--check", help="Plan and check, write nothing: what this verb does, said aloud.")] = True,
+    check: Annotated[bool, typer.Option("--check", help="Plan and check, train nothing: what this verb does without --search, said aloud.")] = False,
+    shards: Annotated[str | None, typer.Option("--shards", help="Plan over these shards, exactly, not over a sample of the datasets.", metavar="SHARDS")] = None,
+    search: Annotated[bool, typer.Option("--search", help="Propose weights from small training runs; needs --out.")] = False,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="--search: where runs and findings go; the same line again goes on.", metavar="OUT")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="--search: what it spends, e.g. --set proxies=32.", metavar="KEY=VALUE")] = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Plan a mixture before anything runs: tokens, sequences and epochs per source.
+    """Plan a mixture before anything runs: the tree of sources, tokens, sequences and epochs per source and phase.
 
-    Prints the plan. Shortfalls, over-repetition and shares that round to nothing are refused with the numbers (exit code 2).
+    Shortfalls, over-repetition and shares that round to nothing are refused with the numbers (exit code 2). With `after: {plan: DIGEST, step: N}`
+    in the mixture (both stand in a loader's state) and --shards, the plan goes on after an earlier one, with unread documents first.
 
     Examples:
 
-        gristmill mix mixture.yaml --tokenizer tokenizer
-
         gristmill mix mixture.yaml --tokenizer tokenizer --check tokens=2000000
+
+        gristmill mix reweighted.yaml --shards shards
+
+        gristmill mix mixture.yaml --tokenizer tokenizer --search --out search --set proxies=24 --set proxy_steps=120
     """
     from flows.console import out as screen
     from flows.console import summary
+    from pipelines.errors import UserError
     from pipelines.mixture import load_mixture
-    from pipelines.shards import check as plan
 
-    planned = plan(load_mixture(mixture, only_overrides(overrides)), tokenizer)
+    recipe = load_mixture(mixture, only_overrides(overrides))
+    if search:
+        _search(recipe, tokenizer, out, settings, quiet, json)
+        return
+    if shards is None and not tokenizer:
+        raise UserError("mix needs --tokenizer (to estimate tokens from a sample), or --shards (to count them)")
+    if shards is None:
+        from pipelines.shards import check as estimated
+
+        planned = estimated(recipe, tokenizer)
+    else:
+        from pipelines.loader import plan_over
+        from pipelines.shardset import ShardSet
+
+        planned = plan_over(ShardSet.open(shards), recipe)
     if json:
-        summary("mixture", {}, as_json=True, result=planned.model_dump(mode="json"))
+        summary("mixture", {}, as_json=True, result=planned.model_dump(mode="json") | {"digest": planned.digest})
     elif not quiet:
         screen.print(planned)
+
+
+def _search(mixture, tokenizer: str, out: str | None, settings: list[str] | None, quiet: bool, json: bool) -> None:
+    from flows.console import progress_on_screen, summary, table_of
+    from flows.mixture_search import SearchRecipe
+    from flows.mixture_search import search as run
+    from pipelines.errors import UserError
+    from pipelines.recipe import load_recipe
+
+    if not out or not tokenizer:
+        raise UserError("--search needs --out and --tokenizer")
+    with progress_on_screen(quiet) as progress:
+        found = run(mixture, tokenizer, out, load_recipe(SearchRecipe, None, settings or ()), progress=progress)
+    rows = []
+    for name in found["sources"]:
+        at = found["held_out"].index(name) if name in found["held_out"] else None
+        losses = [sum(row[at] for row in found["confirmed"][kind]["losses"]) / len(found["confirmed"][kind]["losses"]) if at is not None else None
+                  for kind in ("uniform", "proposed")]
+        rows.append((name, f"{1 / len(found['sources']):.2%}", f"{found['proposed'][name]:.2%}", *losses))
+    means = [sum(found["confirmed"][kind]["mean"]) / len(found["confirmed"][kind]["mean"]) for kind in ("uniform", "proposed")]
+    facts = {
+        "proxies": len(found["proxies"]),
+        "rank correlation of left-out predictions": found["left_out_rank_correlation"],
+        "confirmed, even weights": means[0],
+        "confirmed, proposed weights": means[1],
+        "better": "yes" if means[1] < means[0] else "no",
+        "mixture": f"{out}/mixture.yaml",
+        "plot": f"{out}/search.svg",
+    }
+    table = table_of("held-out nats a token", ["source", "even", "proposed", "loss, even", "loss, proposed"], rows)
+    summary("mixture search", facts, [table], quiet=quiet, as_json=json, result=found)
 
 
 def tokenize(

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import yaml
+from pydantic import ValidationError
 
 from pipelines.atomic import write_file
 from pipelines.errors import UserError
@@ -30,8 +31,8 @@ def _load(path: str | Path, overrides: tuple[str, ...] | list[str], above: tuple
     sources = tuple(_read_in(source, here.parent, (*above, here)) for source in mixture.sources)
     try:
         return Mixture.model_validate({**mixture.model_dump(), "sources": [source.model_dump() for source in sources]})
-    except ValueError as error:
-        raise UserError(f"{path}: {str(error).splitlines()[2].strip() if len(str(error).splitlines()) > 2 else error}") from None
+    except ValidationError as error:
+        raise UserError(f"{path}: {error.errors(include_url=False)[0]['msg']}") from None
 
 
 def _read_in(source: Source, folder: Path, above: tuple[Path, ...]) -> Source:
