@@ -195,11 +195,12 @@ def _rank_bin(ranks: np.ndarray) -> np.ndarray:
 
 
 def ranks_of(weights: np.ndarray) -> np.ndarray:
-    """The share of `weights` [BINS] below the middle of each bin: float64 [BINS] in [0, 1).
+    """The share of `weights` [BINS] below the middle of each bin: float64 [BINS] in [0, 1].
 
     Equal scores share a rank, and a constant classifier ranks all in the middle.
     """
-    return (np.cumsum(weights) - weights / 2) / max(weights.sum(), 1)
+    running = np.cumsum(weights)
+    return (running - weights / 2) / (running[-1] or 1)
 
 
 # ----------------------------------------------------------------------------------------------------------------- files
