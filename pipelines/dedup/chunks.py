@@ -99,7 +99,7 @@ def _surveyed(survey: str) -> list[pa.Table]:
 
 
 def chunk_of(document: np.ndarray, firsts: np.ndarray) -> np.ndarray:
-    """The chunk int64 of documents, given `chunk_firsts`. Of chunks that begin with the same number, all but the last are empty."""
+    """The chunk int64 of documents, given `chunk_firsts`."""
     return np.searchsorted(firsts, document, side="right") - 1
 
 

