@@ -7,7 +7,8 @@
     <out>                     each input part again: texts without what left, or rejected with a reason
 
 Every stage is parts with receipts under `<out>/work`; nothing depends on the number of workers. A worker holds one chunk of text, one
-bucket, or one outbox: about 0.4 GB above its imports at the sizes below, however large the parts.
+bucket, or one outbox, however large the parts: 0.5 GB above its imports for 100,000 documents of 10 KB (benchmarks/dedup_spans.py). Files under
+`<out>/work` take about five times the text for substrings, less for lines.
 """
 
 from collections.abc import Callable, Sequence
