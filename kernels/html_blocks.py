@@ -71,6 +71,7 @@ def _count(data, start, end, row, in_link, in_bold, seen):
             letter, comma, stop = False, data[i + 1] == 0x8C, data[i + 1] == 0x81 or data[i + 1] == 0x9F
         elif 0xE3 <= byte <= 0xE9:
             wide += 1  # kana and Han: about two characters a word
+            inside = True
         characters += 1
         seen = (seen ^ uint64(byte)) * uint64(0x100000001B3)
         if letter and not inside:

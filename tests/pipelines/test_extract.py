@@ -39,6 +39,10 @@ def test_main_text_and_metadata():
         (b'<meta charset="utf-8">' + "Größe und Maße der Häuser".encode("latin-1"), None, '<meta charset="utf-8">Größe und Maße der Häuser', "cp1252"),
         ("grün".encode() + "€".encode()[:2], "text/html; charset=utf-8", "grün", "utf-8"),  # cut inside a character
         (b"", None, "", "utf-8"),
+        ("grün und blau".encode("utf-16-be"), None, "grün und blau", "utf-16-be"),  # no mark, told by its zeros
+        ("<p>grün".encode("utf-32"), None, "<p>grün", "utf-32-le"),
+        ("한국어 문서입니다".encode("cp949"), None, "한국어 문서입니다", "cp949"),
+        ("日本語".encode("iso2022_jp"), None, "日本語", "iso2022_jp"),
     ],
 )
 def test_charset_order(body, header, text, charset):
@@ -147,3 +151,28 @@ def test_real_pages_agree_with_their_ground_truth(shared_data):
         both = (words & wanted).total()
         scores.append(2 * both / max(words.total() + wanted.total(), 1))
     assert len(scores) > 20 and sum(scores) / len(scores) > 0.85
+
+
+def test_charsets_of_real_files(shared_data):
+    """425 files in 51 encodings: 373 read character by character as their folder's encoding does; what is missed are encodings no browser knows."""
+    import codecs
+    import tarfile
+
+    right = total = 0
+    with tarfile.open(shared_data / "langid/charset-detection-chardet.tar.xz") as archive:
+        for member in archive:
+            name = member.name.split("/")[1].rstrip("/")
+            stem = name if _is_codec(codecs, name) else name.rsplit("-", 1)[0]
+            if not member.isfile() or not _is_codec(codecs, stem):
+                continue
+            body = archive.extractfile(member).read()
+            right += decode(body, None)[0].lstrip("\ufeff") == body.decode(stem, "replace").lstrip("\ufeff")
+            total += 1
+    assert total == 424 and right >= 373
+
+
+def _is_codec(codecs, name):
+    try:
+        return bool(codecs.lookup(name))
+    except LookupError:
+        return False
