@@ -31,6 +31,7 @@ from pipelines.extract.charset import decode
 from pipelines.extract.classifier import WEIGHTS, Model, save
 from pipelines.extract.context import context
 from pipelines.extract.features import features
+from pipelines.extract.formulas import keep_formulas
 from pipelines.extract.layout import Layout, lay_out
 
 WORD = re.compile(r"\w+")
@@ -82,7 +83,7 @@ class Example:
 
 def example(page: Page) -> Example | None:
     """None where the page has no text at all."""
-    layout = lay_out(decode(page.body, page.content_type)[0].encode("utf-8", "replace"))
+    layout = lay_out(keep_formulas(decode(page.body, page.content_type)[0]).encode("utf-8", "replace"))
     if not len(layout.blocks):
         return None
     words = [WORD.findall(text.lower()) for text in _texts(layout)]

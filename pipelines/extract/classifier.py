@@ -16,9 +16,11 @@ import numpy as np
 
 from kernels import html_blocks as html
 from kernels.boosted_trees import Trees, probabilities
+from kernels.html_text import CODE
 from pipelines.extract.context import context
 from pipelines.extract.features import features
 from pipelines.extract.layout import Layout
+from pipelines.extract.vocabulary import ROLES
 
 WEIGHTS = Path(__file__).with_name("weights.npz")
 
@@ -49,7 +51,7 @@ def main_text(page: Layout, model: Model) -> np.ndarray:
 
 
 def choose(page: Layout, probability: np.ndarray) -> np.ndarray:
-    """The blocks of highest expected F1 = 2 E[words both] / (E[words kept] + E[words wanted]); rows of data tables stay whole."""
+    """The blocks of highest expected F1 = 2 E[words both] / (E[words kept] + E[words wanted]); rows of data tables stay whole, code stays with its text."""
     words = np.maximum(page.blocks[:, html.WORDS], 1)
     row = page.rows[page.blocks[:, html.NODE]]
     likely = probability * words
@@ -60,4 +62,17 @@ def choose(page: Layout, probability: np.ndarray) -> np.ndarray:
     expected = 2 * np.cumsum(likely[by_likelihood]) / (np.cumsum(words[by_likelihood]) + likely.sum())
     keep = np.zeros(len(words), bool)
     keep[by_likelihood[: int(np.argmax(expected)) + 1]] = True
-    return keep
+    return keep | _code_beside(page, keep)
+
+
+def _code_beside(page: Layout, keep: np.ndarray) -> np.ndarray:
+    """bool [B]: the <pre> blocks whose nearest other block, before or after, is kept. Code has few words and no sentences; beside text it is text."""
+    code = ROLES[page.nodes[page.blocks[:, html.NODE], html.TAG]] == CODE
+    if not code.any() or code.all():
+        return code & keep
+    prose = np.flatnonzero(~code)
+    after = np.searchsorted(prose, np.flatnonzero(code))
+    beside = keep[prose[np.maximum(after - 1, 0)]] | keep[prose[np.minimum(after, len(prose) - 1)]]
+    found = np.zeros(len(keep), bool)
+    found[code] = beside
+    return found
