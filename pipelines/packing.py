@@ -33,11 +33,13 @@ class Concat:
     Args:
         ends: per shard, the cumulative ends of its documents in tokens (any array with a buffer: memory maps stay on disk).
         length: tokens a window.
+        sizes: tokens a shard, where they are known; else the last entries of `ends` are looked at, a page of every shard.
     """
 
-    def __init__(self, ends: Sequence[np.ndarray], length: int):
+    def __init__(self, ends: Sequence[np.ndarray], length: int, sizes: Sequence[int] | None = None):
         self.ends, self.length = ends, length
-        self.shard_ends = np.cumsum([int(shard[-1]) if len(shard) else 0 for shard in ends], dtype=np.int64)
+        sizes = [int(shard[-1]) if len(shard) else 0 for shard in ends] if sizes is None else sizes
+        self.shard_ends = np.cumsum(sizes, dtype=np.int64)
         self.shard_starts = np.concatenate(([0], self.shard_ends))[:-1]
         self.tokens = int(self.shard_ends[-1]) if len(ends) else 0
         self.windows = -(-self.tokens // length)

@@ -17,18 +17,19 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import numpy as np
-import pyarrow.parquet as pq
-from tokenizers import Tokenizer
 
 from pipelines.errors import UserError
 from pipelines.mixture.plan import MixturePlan
 from pipelines.mixture.recipe import Mixture
 from pipelines.progress import Progress, ProgressEvent, silent
 from pipelines.shard_cache import ShardCache
+
+if TYPE_CHECKING:  # a loader that reads tokens needs neither tokenizers nor tables, and they are a quarter of its memory
+    from tokenizers import Tokenizer
 
 FORMAT = "gristmill-shards/1"
 SPLITS = ("train", "validation")
@@ -59,6 +60,8 @@ class Shard:
     @cached_property
     def ids(self) -> list[str]:
         """The documents' ids, in order."""
+        import pyarrow.parquet as pq
+
         with fsspec.open(self._shards.path(f"{self.prefix}.docs.parquet"), "rb") as file:
             return pq.read_table(io.BytesIO(file.read()), columns=["id"]).column("id").to_pylist()
 
@@ -131,7 +134,9 @@ class ShardSet:
         return {name: sum(shard.token_count for shard in self.shards(name)) for name in self.sources}
 
     @cached_property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> "Tokenizer":
+        from tokenizers import Tokenizer
+
         with fsspec.open(f"{self.uri}/tokenizer.json", "rb") as file:
             return Tokenizer.from_buffer(file.read())
 

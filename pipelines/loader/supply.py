@@ -6,6 +6,7 @@ say which it goes on after. Both are functions of what they are named for: whoev
 
 import hashlib
 import json
+from collections.abc import Sequence
 
 import fsspec
 import numpy as np
@@ -18,7 +19,7 @@ from pipelines.mixture.planner import plan
 from pipelines.mixture.recipe import Mixture
 from pipelines.packing import Concat, Indexed, Packing, Windows, unread, whole_documents, window_index
 from pipelines.recipe import digest_of
-from pipelines.shardset import ShardSet
+from pipelines.shardset import Shard, ShardSet
 
 
 def plan_over(shards: ShardSet, mixture: Mixture) -> MixturePlan:
@@ -65,7 +66,7 @@ class ShardSupply:
             windows = open_windows(self.shards, source, length)
             return Available(tokens=windows.tokens, windows=windows.windows)
         name = f"{source}-{packing}-{length}.windows"
-        return self._indexed(name, length, lambda: window_index(whole_documents(_ends(self.shards, source)), length, packing))
+        return self._indexed(name, length, lambda: window_index(whole_documents(_Ends(self.shards.shards(source))), length, packing))
 
     def rest(self, lane: Lane, read: int, length: int, packing: Packing) -> Available | None:
         left = lane_reader(self.shards, lane).remaining(read)
@@ -96,11 +97,21 @@ def open_windows(shards: ShardSet, source: str, length: int, entry: Available | 
     """The windows that `entry` names, or the concatenation of a source's training shards."""
     if entry is not None and entry.index:
         return Indexed(shards.array(f"windows/{entry.index}", np.dtype("<i8"), entry.sha256), length)
-    return Concat(_ends(shards, source), length)
+    held = _Ends(shards.shards(source))
+    return Concat(held, length, [shard.token_count for shard in held.shards])
 
 
-def _ends(shards: ShardSet, source: str) -> list[np.ndarray]:
-    return [shard.ends for shard in shards.shards(source)]
+class _Ends(Sequence):
+    """The `.ends` of shards, each mapped when it is first looked at: of a thousand shards a batch touches a few."""
+
+    def __init__(self, shards: list[Shard]):
+        self.shards = shards
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        return self.shards[number].ends
 
 
 def _exists(path: str) -> bool:
