@@ -54,9 +54,9 @@ def features(page: Layout) -> np.ndarray:
     """float32 [B, len(NAMES)]."""
     blocks, sums, nodes = page.blocks.astype(np.float32), page.sums, page.nodes
     count = len(blocks)
-    rows = np.empty((count, len(NAMES)), np.float32)
     if not count:
-        return rows
+        return np.empty((0, len(NAMES)), np.float32)
+    rows = np.empty((len(NAMES), count), np.float32)
     characters, links, long = blocks[:, html.CHARACTERS], blocks[:, html.LINK_CHARACTERS], blocks[:, html.LONG]
     words = np.maximum(blocks[:, html.WORDS], 1)
     link_share = links / characters
@@ -141,16 +141,16 @@ def features(page: Layout) -> np.ndarray:
         columns.extend(np.where(there, own[:, other], -1))
         columns.append(there & (containers[other, 0] == containers[:, 0]))
     for place, column in enumerate(columns):
-        rows[:, place] = column
+        rows[place] = column
 
     at = len(columns)
     near = page.node_cues | np.where(nodes[:, html.DEPTH] > 0, page.node_cues[nodes[:, html.PARENT]], np.uint64(0))
     near |= near[nodes[:, html.PARENT]]  # itself and three containers up
     for bits, width in ((context, len(_CONTEXT)), (near[node] | page.block_cues, len(CUE_NAMES)), (within, len(CUE_NAMES))):
-        rows[:, at : at + width] = np.unpackbits(bits.view(np.uint8).reshape(count, 8), axis=1, bitorder="little")[:, :width]
+        rows[at : at + width] = np.unpackbits(bits.view(np.uint8).reshape(count, 8), axis=1, bitorder="little")[:, :width].T
         at += width
-    rows[:, at] = within >> np.uint64(63)
-    return rows
+    rows[at] = within >> np.uint64(63)
+    return np.ascontiguousarray(rows.T)
 
 
 _HEADINGS = np.array([TAG_ID[f"h{level}"] for level in range(1, 7)])

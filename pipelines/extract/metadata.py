@@ -19,13 +19,13 @@ _TAGS = re.compile(r"<(meta|link|html)\b((?:[^<>\"']|\"[^\"]{0,4000}\"|'[^']{0,4
 _ATTRIBUTE = re.compile(r"([\w:.-]+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"'>]+))")
 _TITLE = re.compile(r"<title\b[^>]*>(.*?)</title\s*>", re.IGNORECASE | re.DOTALL)
 _HEADING = re.compile(r"<h1\b[^>]*>(.{0,4000}?)</h1\s*>", re.IGNORECASE | re.DOTALL)
-_SVG = re.compile(r"<svg\b.*?</svg\s*>", re.IGNORECASE | re.DOTALL)  # an icon's <title> is not the page's
 _MARKUP = re.compile(r"<[^>]*>")
 _JSON_LD = re.compile(r"<script\b[^>]*application/ld\+json[^>]*>(.*?)</script\s*>", re.IGNORECASE | re.DOTALL)
 _ANCHOR_LICENCE = re.compile(r"<a\b[^>]*\brel\s*=\s*[\"']?[^\"'>]*\blicen[sc]e\b[^>]*>", re.IGNORECASE)
 _DEED = re.compile(r"<a\b[^>]*\bhref\s*=\s*[\"']?([^\"'\s>]*creativecommons\.org/[^\"'\s>]*)", re.IGNORECASE)
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}")
 _LONGEST_TITLE = 500  # characters
+_LONGEST_DRAWING = 1 << 14  # characters before an icon's <title>
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,14 @@ def _title(html: str, metas: Mapping[str, str]) -> str:
     """og:title where the page has one (no site name appended), else <title>, else the first <h1>."""
     title = metas.get("og:title", "")
     for pattern in (_TITLE, _HEADING):
-        if not title and (match := pattern.search(_SVG.sub("", html) if "<svg" in html else html)):
+        if not title and (match := next((found for found in pattern.finditer(html) if not _in_drawing(html, found.start())), None)):
             title = unescape(_MARKUP.sub("", match.group(1)))
     return " ".join(title.split())[:_LONGEST_TITLE]
+
+
+def _in_drawing(html: str, at: int) -> bool:
+    """Whether an <svg> stands open: an icon's <title> is not the page's."""
+    return (opened := html.rfind("<svg", max(0, at - _LONGEST_DRAWING), at)) >= 0 and html.find("</svg", opened, at) < 0
 
 
 def _canonical(metas: Mapping[str, str], links: list[tuple[str, str]], url: str) -> str:
@@ -91,7 +96,7 @@ def _language(declared: str, metas: Mapping[str, str]) -> str:
 def _licence(html: str, metas: Mapping[str, str], links: list[tuple[str, str]]) -> str:
     """Identifier ("cc-by-sa-4.0"), or the URL or phrase of an explicitly given licence that has none."""
     explicit = next((href for rel, href in links if " license " in rel and href), "")
-    if not explicit and (anchor := _ANCHOR_LICENCE.search(html)):
+    if not explicit and ("icense" in html or "icence" in html) and (anchor := _ANCHOR_LICENCE.search(html)):
         explicit = _attributes(anchor.group()).get("href", "")
     explicit = explicit or next((metas[name] for name in _META_LICENCES if identify(metas.get(name, ""))), "")
     if not explicit and '"license"' in html:
