@@ -42,7 +42,7 @@ def mix(
     tokenizer: TokenizerPath = "",
     overrides: Overrides = None,
     check: Annotated[bool, typer.Option("--check", help="Plan and check, train nothing: what the verb does without --search, said aloud.")] = False,
-    shards: Annotated[str | None, typer.Option("--shards", help="Plan over these shards, exactly, not over a sample of the datasets.", metavar="SHARDS")] = None,
+    shards: Annotated[str | None, typer.Option("--shards", help="Plan over these shards exactly, not over a sample of the datasets.", metavar="SHARDS")] = None,
     search: Annotated[bool, typer.Option("--search", help="Propose weights from small training runs; needs --out.")] = False,
     out: Annotated[str | None, typer.Option("--out", "-o", help="--search: where runs and findings go; the same line again goes on.", metavar="OUT")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="--search: what it spends, e.g. --set proxies=32.", metavar="KEY=VALUE")] = None,
