@@ -79,6 +79,7 @@ def curate(
 def dedup(
     inputs: Inputs,
     out: Out,
+    index: Annotated[str | None, typer.Option("--index", help="Folder that remembers earlier crawls; made if need be.", metavar="URI")] = None,
     recipe: RecipeName = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
@@ -95,6 +96,13 @@ def dedup(
         gristmill dedup curated --out deduped
 
         gristmill dedup crawl-1 crawl-2 --out deduped minhash.bands=20 minhash.rows=5
+
+        gristmill dedup curated --out deduped minhash.preset=finepdfs minhash.verify=0.8
+
+        gristmill dedup crawl-3 --out deduped-3 --index seen
+
+    With --index, what is like a document that an earlier crawl kept leaves, and the index then remembers this crawl. The same command again
+    changes nothing. With minhash.verify, near-copies must truly share that much (Jaccard) of their shingles.
     """
     from flows.console import progress_on_screen
     from pipelines.cluster import open_cluster
@@ -105,7 +113,7 @@ def dedup(
     datasets, overrides = split_overrides(inputs)
     chosen = load_recipe(DedupRecipe, recipe, overrides)
     with progress_on_screen(quiet) as progress, open_cluster(workers, scheduler) as cluster:
-        dataset = run(some(datasets, "dataset"), chosen, out, cluster=cluster, progress=progress)
+        dataset = run(some(datasets, "dataset"), chosen, out, cluster=cluster, progress=progress, index=index)
     dataset_summary("deduplicated", dataset, quiet, json)
 
 
