@@ -113,7 +113,9 @@ class ShardCache:
 
     def _make_room(self, size: int, uri: str) -> None:
         """Evict until `size` more bytes fit."""
-        while (over := self._bytes() + size - self.limit) > 0 and not self._evict(over):
+        while (over := self._bytes() + size - self.limit) > 0:
+            if self._evict(over):
+                continue
             if not self._recent:
                 free = f"files in use leave {max(0, size - over):,} of {self.limit:,}"
                 raise UserError(f"{self.folder}: {uri} needs {size:,} bytes, but {free}; raise GRISTMILL_CACHE_GB")

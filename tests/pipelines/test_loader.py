@@ -1,5 +1,6 @@
 """The loader never loses count: any ranks, killed anywhere, resumed again and again, read every token as often as planned."""
 
+import os
 import random
 from collections import Counter
 
@@ -11,9 +12,11 @@ from shard_sets import make
 
 from pipelines.errors import UserError
 from pipelines.loader import SOURCE, SPAN_DOCUMENT, SPAN_LENGTH, SPAN_OFFSET, SPAN_SHARD, TokenStream
+from pipelines.loader.lanes import LaneReader
 from pipelines.loader.shuffle import Shuffle
-from pipelines.mixture import After, Phase
-from pipelines.mixture.timeline import drawn_of
+from pipelines.mixture import After, Available, Mixture, Phase, Source, plan
+from pipelines.mixture.timeline import drawn_in, drawn_of
+from pipelines.packing import Indexed, whole_documents, window_index
 from pipelines.shards import ShardSet
 
 PHASES = (Phase(tokens=4000, weights={"web": 1}), Phase(tokens=6000, weights={"web": 40, "problems": 60}))
@@ -299,6 +302,37 @@ def test_a_long_context_phase_reads_what_the_short_one_left(made):
     span = stream.provenance(stream.steps - 1, 0)[0]
     shard = next(number for number, shard in enumerate(made[2].shards("web")) if shard.prefix == span.shard)
     assert (stream.steps - 1, 0) in [place[1:] for place in stream.places("web", shard, span.document)]
+
+
+@pytest.mark.parametrize("packing", ["concat", "best_fit", "pad"])
+def test_weights_hold_to_a_thousandth_after_packing(packing):
+    """Sources of very different lengths, 3 : 7 by tokens: what whole stretches of the plan hold, padding not counted."""
+    rng, windows = np.random.default_rng(0), {}
+    for name, median in (("short", 40), ("long", 400)):
+        lengths = np.maximum(rng.lognormal(np.log(median), 0.8, 2_000_000 // median), 2).astype(np.int64)
+        runs = whole_documents([np.cumsum(part) for part in np.array_split(lengths, 3)])
+        windows[name] = Indexed(np.frombuffer(window_index(runs, 256, packing), "<i8"), 256)
+    held = {name: Available(tokens=each.tokens, windows=each.windows) for name, each in windows.items()}
+    sources = [Source(name=name, dataset=name, weight=weight, max_repetition=3) for name, weight in (("short", 3), ("long", 7))]
+    planned = plan(Mixture(sources=sources, sequence_length=256, batch_size=16, packing=packing), held)
+    for step in (planned.steps // 3, planned.steps // 2, planned.steps):
+        drawn = dict(zip(("short", "long"), drawn_in(planned.phases[0], step), strict=True))
+        read = {lane.source: LaneReader(lane, [windows[lane.source]]).tokens(0, drawn[lane.source]) for lane in planned.lanes}
+        assert abs(read["short"] / sum(read.values()) - 0.3) < 0.001
+
+
+def test_remote_shards_are_read_through_a_cache_smaller_than_they_are(made, tmp_path, monkeypatch):
+    import fsspec
+
+    monkeypatch.setenv("GRISTMILL_CACHE", str(tmp_path))
+    monkeypatch.setenv("GRISTMILL_CACHE_GB", "3.2e-5")
+    fsspec.filesystem("memory").put(made[2].uri, f"/{tmp_path.name}", recursive=True)
+    there, here = TokenStream(f"memory://{tmp_path.name}"), TokenStream(made[2].uri)
+    names = {f"{prefix}{end}" for name in made[2].sources for shard in made[2].shards(name) for prefix in [shard.prefix] for end in (".bin", ".ends", ".mask")}
+    assert sum(os.path.getsize(made[2].path(name)) for name in names if os.path.exists(made[2].path(name))) > 32_000
+    for step in range(0, here.steps, 7):
+        assert np.array_equal(there.batch(step).input_ids, here.batch(step).input_ids)
+        assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 32_000
 
 
 def test_document_ids_name_the_documents_between_boundaries(made):
