@@ -13,7 +13,6 @@ A window is a list of pieces, each a part of one document. Pieces are rows of an
 WINDOW, SHARD, DOCUMENT, OFFSET (in the document) and LENGTH, in reading order.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
@@ -175,11 +174,6 @@ def pack_best_fit(lengths: np.ndarray, capacity: int) -> list[list[tuple[int, in
     for piece, window in zip(pieces.tolist(), windows.tolist(), strict=True):
         packed[window].append(tuple(piece))
     return packed
-
-
-def digest(index: bytes) -> str:
-    """SHA-256 of a window index."""
-    return hashlib.sha256(index).hexdigest()
 
 
 def _chop(lengths: np.ndarray, length: int, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -99,7 +99,7 @@ def validation_streams(shards: ShardSet) -> dict[str, TokenStream]:
 
 def describe(stream: TokenStream, step: int) -> str:
     """Which documents a step's batch was made of, in one line (for the error of a loss that is not finite)."""
-    spans = [span for sample in range(stream.batch_size) for span in stream.provenance(step, sample)]
+    spans = stream.spans(stream.batch(step).spans)
     names = Counter(f"{span.source}/{span.document_id}" for span in spans)
     shown = ", ".join(list(names)[:8])
     return f"{len(names)} documents: {shown}{', ...' if len(names) > 8 else ''}"

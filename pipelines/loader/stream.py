@@ -20,7 +20,7 @@ from pipelines.loader.batch import POSITION, ROW, SOURCE, SPAN_DOCUMENT, SPAN_LE
 from pipelines.loader.lanes import LaneReader
 from pipelines.loader.supply import lane_reader, plan_over
 from pipelines.loader.validation import ValidationOrder
-from pipelines.mixture.plan import MixturePlan, PlannedPhase
+from pipelines.mixture.plan import MixturePlan, PlannedPhase, Share
 from pipelines.mixture.recipe import Mixture
 from pipelines.mixture.timeline import drawn_in
 from pipelines.packing import LENGTH, SHARD, WINDOW
@@ -190,17 +190,17 @@ class TokenStream:
     def _can_be(self, ledger: dict[str, int]) -> bool:
         """Counted anew where that is quick, else between one token and a full window a sequence."""
         reads = [] if self._validation else list(self._shares_between(0, self.step))
-        if sum(last - first for share, first, last in reads if self.plan.lanes[share.lane].whole.index) <= _EXACT:
+        if sum(last - first for share, first, last in reads if any(entry.index for entry in self.plan.lanes[share.lane].passes())) <= _EXACT:
             self._known = (0, dict.fromkeys(self.sources, 0))
             return ledger == self.ledger()
         most = dict.fromkeys(self.sources, 0)
-        least = dict.fromkeys(self.sources, 0)
+        least = dict(most)
         for share, first, last in reads:
             least[share.source] += last - first
             most[share.source] += (last - first) * self.plan.lanes[share.lane].sequence_length
         return ledger.keys() == most.keys() and all(least[name] <= tokens <= most[name] for name, tokens in ledger.items())
 
-    def _shares_between(self, since: int, step: int):
+    def _shares_between(self, since: int, step: int) -> Iterator[tuple[Share, int, int]]:
         """(share, first, last): the sequences of lanes that are read in steps [since, step)."""
         for phase in self.plan.phases:
             for share, first, last in zip(phase.shares, drawn_in(phase, since), drawn_in(phase, step), strict=True):
