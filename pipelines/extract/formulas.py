@@ -8,16 +8,16 @@ Only pages that mention any of these are looked at. Every scan is linear, whatev
 import re
 from html import escape, unescape
 
-_MATH = re.compile(r"<(/?)(?:[a-z]+:)?math\b([^>]*)>", re.IGNORECASE)
-_SOURCE = re.compile(r"<script\b[^>]*\btype\s*=\s*[\"']?math/tex([^\"'>]*)[^>]*>", re.IGNORECASE)
+_MATH = re.compile(r"<(/?)(?:[a-z]+:)?math\b([^<>]*)>", re.IGNORECASE)
+_SOURCE = re.compile(r"<script\b[^<>]{0,500}?\btype\s*=\s*[\"']?math/tex([^\"'<>]{0,100})[^<>]{0,500}>", re.IGNORECASE)
 _SCRIPT_END = re.compile(r"</script\s*>", re.IGNORECASE)
-_ANNOTATION = re.compile(r"<annotation\b[^>]*\bencoding\s*=\s*[\"'](?:application/x-)?(?:la)?tex[\"'][^>]*>([^<]*)", re.IGNORECASE)
+_ANNOTATION = re.compile(r"<annotation\b[^<>]{0,500}?\bencoding\s*=\s*[\"'](?:application/x-)?(?:la)?tex[\"'][^<>]*>([^<]*)", re.IGNORECASE)
 _OTHER_ANNOTATION = re.compile(r"<annotation(?:-xml)?\b.*", re.IGNORECASE | re.DOTALL)
 _ALTTEXT = re.compile(r"\balttext\s*=\s*(?:\"([^\"]*)\"|'([^']*)')", re.IGNORECASE)
 _BLOCK = re.compile(r"\bdisplay\s*=\s*[\"']?block|mode\s*=\s*display", re.IGNORECASE)
-_DRAWN = re.compile(r"(<(?:span|div)\b[^>]*\bclass\s*=\s*[\"']?)(?=MathJax|MJX|mjx-|katex-html)", re.IGNORECASE)
+_DRAWN = re.compile(r"(<(?:span|div)\b[^<>]{0,500}?\bclass\s*=\s*[\"']?)(?=MathJax|MJX|mjx-|katex-html)", re.IGNORECASE)
 _ASSISTIVE = re.compile(r"MJX_Assistive_MathML[^<>]{0,200}>\s*$", re.IGNORECASE)
-_PIECE = re.compile(r"<\s*(/?)\s*(?:[a-z]+:)?(\w+)[^>]*?(/?)>|([^<]+)", re.IGNORECASE)
+_PIECE = re.compile(r"<\s*(/?)\s*(?:[a-z]+:)?(\w+)[^<>]*?(/?)>|([^<]+)", re.IGNORECASE)
 _STYLE = re.compile(r"\{\\(?:displaystyle|textstyle)\s*(.*)\}", re.DOTALL)
 # What stands between the children of an element of presentation MathML.
 _JOINED = {"mfrac": "/", "msup": "^", "msub": "_", "mover": "^", "munder": "_", "msubsup": "_^", "munderover": "_^"}

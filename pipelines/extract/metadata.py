@@ -1,31 +1,31 @@
 """What a page says about itself: title, canonical address, language, licence.
 
-Read from the tags by pattern, not from a tree: a tree's nodes are objects bound to the thread that made them, and a page's
-<meta> and <link> need no structure. Licences count in the order of how explicitly they are meant for the page:
-rel="license", <meta>, JSON-LD, and last a link to a Creative Commons deed anywhere on it.
+Read from the same stream of tags as the text, so a page is scanned once and a hostile one in linear time. Licences count in the order of how
+explicitly they are meant for the page: rel="license", <meta>, JSON-LD, and last a link to a Creative Commons deed anywhere on it.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html import unescape
 from urllib.parse import urljoin
 
+import numpy as np
+
 from filters.licence import identify
+from kernels.html_tokens import TEXT, UNSEEN
+from pipelines.extract.layout import Layout
+from pipelines.extract.vocabulary import TAG_ID
 
 _META_LICENCES = ("dcterms.license", "dc.rights", "dcterms.rights", "license", "licence", "copyright", "rights")
-_TAGS = re.compile(r"<(meta|link|html)\b((?:[^<>\"']|\"[^\"]{0,4000}\"|'[^']{0,4000}')*)>", re.IGNORECASE)
-_ATTRIBUTE = re.compile(r"([\w:.-]+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"'>]+))")
-_TITLE = re.compile(r"<title\b[^>]*>(.*?)</title\s*>", re.IGNORECASE | re.DOTALL)
-_HEADING = re.compile(r"<h1\b[^>]*>(.{0,4000}?)</h1\s*>", re.IGNORECASE | re.DOTALL)
-_MARKUP = re.compile(r"<[^>]*>")
-_JSON_LD = re.compile(r"<script\b[^>]*application/ld\+json[^>]*>(.*?)</script\s*>", re.IGNORECASE | re.DOTALL)
-_ANCHOR_LICENCE = re.compile(r"<a\b[^>]*\brel\s*=\s*[\"']?[^\"'>]*\blicen[sc]e\b[^>]*>", re.IGNORECASE)
-_DEED = re.compile(r"<a\b[^>]*\bhref\s*=\s*[\"']?([^\"'\s>]*creativecommons\.org/[^\"'\s>]*)", re.IGNORECASE)
+_ATTRIBUTE = re.compile(r"(?<![\w:.-])([\w:.-]+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"'>]+))")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}")
+_DEED_HOST = b"creativecommons.org/"
 _LONGEST_TITLE = 500  # characters
-_LONGEST_DRAWING = 1 << 14  # characters before an icon's <title>
+_LONGEST_ATTRIBUTES = 8000  # bytes
+_MOST_TAGS = 1000  # of one kind; browsers have no limit, pages have a few dozen
+_HEADING_EVENTS = 100  # an <h1> not closed within so many is none
 
 
 @dataclass(frozen=True)
@@ -38,22 +38,28 @@ class Metadata:
     license: str
 
 
-def metadata_of(html: str, url: str) -> Metadata:
-    """All of it, from one pass over the tags; `url` is where the page was captured."""
+def metadata_of(page: Layout, url: str) -> Metadata:
+    """All of it; `url` is where the page was captured."""
     metas: dict[str, str] = {}
-    links: list[tuple[str, str]] = []
-    declared = ""
-    for tag, inside in _TAGS.findall(html):
-        attributes = _attributes(inside)
-        if tag.lower() == "meta":
-            name = attributes.get("name") or attributes.get("property") or attributes.get("http-equiv")
-            if name and attributes.get("content"):
-                metas.setdefault(name.lower(), attributes["content"])
-        elif tag.lower() == "link":
-            links.append((f" {attributes.get('rel', '').lower()} ", attributes.get("href", "")))
-        else:
-            declared = declared or attributes.get("lang") or attributes.get("xml:lang") or ""
-    return Metadata(_title(html, metas), _canonical(metas, links, url), _language(declared, metas), _licence(html, metas, links))
+    for _, attributes in _tags(page, "meta"):
+        name = attributes.get("name") or attributes.get("property") or attributes.get("http-equiv")
+        if name and attributes.get("content"):
+            metas.setdefault(name.lower(), attributes["content"])
+    links = [(f" {attributes.get('rel', '').lower()} ", attributes.get("href", "")) for _, attributes in _tags(page, "link")]
+    declared = next((language for _, html in _tags(page, "html") if (language := html.get("lang") or html.get("xml:lang"))), "")
+    return Metadata(_title(page, metas), _canonical(metas, links, url), _language(declared, metas), _licence(page, metas, links))
+
+
+def _tags(page: Layout, name: str, having: bytes = b"") -> Iterator[tuple[int, dict[str, str]]]:
+    """(event, attributes) of the opening tags of a name whose attributes hold some bytes."""
+    count = 0
+    for event in np.flatnonzero(page.events[:, 0] == TAG_ID[name]):
+        inside = page.html[page.events[event, 1] : min(page.events[event, 2], page.events[event, 1] + _LONGEST_ATTRIBUTES)]
+        if having in inside.lower():
+            yield int(event), _attributes(inside.decode("utf-8", "replace"))
+            count += 1
+            if count == _MOST_TAGS:
+                return
 
 
 def _attributes(inside: str) -> dict[str, str]:
@@ -63,18 +69,22 @@ def _attributes(inside: str) -> dict[str, str]:
     return found
 
 
-def _title(html: str, metas: Mapping[str, str]) -> str:
+def _content(page: Layout, events: range) -> str:
+    spans = [(start, end) for tag, start, end in page.events[events.start : events.stop] if tag in (TEXT, UNSEEN)]
+    return unescape(b"".join(page.html[start:end] for start, end in spans).decode("utf-8", "replace"))
+
+
+def _title(page: Layout, metas: Mapping[str, str]) -> str:
     """og:title where the page has one (no site name appended), else <title>, else the first <h1>."""
     title = metas.get("og:title", "")
-    for pattern in (_TITLE, _HEADING):
-        if not title and (match := next((found for found in pattern.finditer(html) if not _in_drawing(html, found.start())), None)):
-            title = unescape(_MARKUP.sub("", match.group(1)))
+    tags = page.events[:, 0]
+    if not title:
+        drawings = np.cumsum((tags == TAG_ID["svg"]).astype(np.int32) - (tags == -TAG_ID["svg"]))  # an icon's <title> is not the page's
+        title = next((_content(page, range(event + 1, event + 2)) for event, _ in _tags(page, "title") if drawings[event] <= 0), "")
+    if not title.strip() and len(headings := np.flatnonzero(tags == TAG_ID["h1"])):
+        ends = np.flatnonzero(tags[headings[0] : headings[0] + _HEADING_EVENTS] == -TAG_ID["h1"])
+        title = _content(page, range(int(headings[0]), int(headings[0] + ends[0]))) if len(ends) else ""
     return " ".join(title.split())[:_LONGEST_TITLE]
-
-
-def _in_drawing(html: str, at: int) -> bool:
-    """Whether an <svg> stands open: an icon's <title> is not the page's."""
-    return (opened := html.rfind("<svg", max(0, at - _LONGEST_DRAWING), at)) >= 0 and html.find("</svg", opened, at) < 0
 
 
 def _canonical(metas: Mapping[str, str], links: list[tuple[str, str]], url: str) -> str:
@@ -93,24 +103,25 @@ def _language(declared: str, metas: Mapping[str, str]) -> str:
     return match.group().lower() if match else ""
 
 
-def _licence(html: str, metas: Mapping[str, str], links: list[tuple[str, str]]) -> str:
+def _licence(page: Layout, metas: Mapping[str, str], links: list[tuple[str, str]]) -> str:
     """Identifier ("cc-by-sa-4.0"), or the URL or phrase of an explicitly given licence that has none."""
     explicit = next((href for rel, href in links if " license " in rel and href), "")
-    if not explicit and ("icense" in html or "icence" in html) and (anchor := _ANCHOR_LICENCE.search(html)):
-        explicit = _attributes(anchor.group()).get("href", "")
+    if not explicit and (b"icense" in page.html or b"icence" in page.html):
+        anchors = (attributes for _, attributes in _tags(page, "a", b"rel") if not {"license", "licence"}.isdisjoint(attributes.get("rel", "").lower().split()))
+        explicit = next((attributes["href"] for attributes in anchors if attributes.get("href")), "")
     explicit = explicit or next((metas[name] for name in _META_LICENCES if identify(metas.get(name, ""))), "")
-    if not explicit and '"license"' in html:
-        explicit = _json_ld(html)
+    if not explicit and b'"license"' in page.html:
+        explicit = _json_ld(page)
     if explicit:
         return identify(explicit) or explicit.strip()[:200]
-    deed = _DEED.search(html) if "creativecommons.org/" in html else None
-    return identify(deed.group(1)) if deed else ""
+    deeds = _tags(page, "a", _DEED_HOST) if _DEED_HOST in page.html else ()
+    return next((name for _, attributes in deeds if (name := identify(attributes.get("href", "")))), "")
 
 
-def _json_ld(html: str) -> str:
-    for script in _JSON_LD.findall(html):
+def _json_ld(page: Layout) -> str:
+    for event, _ in _tags(page, "script", b"ld+json"):
         try:
-            pending = [json.loads(script)]
+            pending = [json.loads(b"".join(page.html[start:end] for _, start, end in page.events[event + 1 : event + 2]))]
         except (ValueError, RecursionError):  # not JSON, or hostile: says nothing
             continue
         while pending:

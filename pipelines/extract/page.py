@@ -51,7 +51,7 @@ def extract(body: bytes, url: str = "", content_type: str | None = None) -> Extr
     except TooManyBlocks:
         return Extraction("", charset=charset, failure="too_many_blocks")
     text = tidy(write_text(page, main_text(page, load())))
-    about = metadata_of(html, url)
+    about = metadata_of(page, url)
     return Extraction(
         text=text,
         title=about.title,

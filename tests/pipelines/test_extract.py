@@ -75,6 +75,11 @@ def test_hostile_pages_are_read_to_their_end(page):
     assert "the end" in everything(page.decode())
 
 
+@pytest.mark.parametrize("piece", ["<title>", "<h1>", "<a ", "<meta ", '<a rel="license', "<script application/ld+json>", "<span class=MathJax ", "<math ", "<annotation ", "<svg><title>"])
+def test_hostile_metadata_and_formulas_are_linear(piece):
+    extract(f"<p>{PARAGRAPH} math/tex katex-html license creativecommons.org/ {piece * 40_000}".encode())
+
+
 def test_pages_of_too_many_pieces_are_refused():
     assert extract(b"<p>a" * 140_000).failure == "too_many_blocks"
 
