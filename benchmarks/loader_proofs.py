@@ -12,16 +12,17 @@ then equals that of the run that was never killed.
 
 Each peer is used as its documentation says: LitData's CombinedStreamingDataset in its StreamingDataLoader with the loader's state_dict; MDS's
 StreamingDataset with streams by proportion, batch_size and StreamingDataLoader's state_dict; Grain's MapDataset.mix and IterDataset.mix,
-sharded by slicing, with the iterator's get_state. Ranks are processes' view of one machine, run one after another; MDS takes its ranks from the
-environment, as its launchers set it. A package that is not installed is said to be so. Needs .venv-peers:
+sharded by slicing, with the iterator's get_state. Ranks are processes of one machine, with the environment a
+launcher would give them. A package that is not installed is said to be so. Needs .venv-peers:
 
     .venv-peers/bin/python benchmarks/loader_proofs.py
 """
 
 import argparse
+import ast
 import importlib.machinery
-import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -196,20 +197,34 @@ LOADERS = {
 # -- the proofs ------------------------------------------------------------------------------------------------------------------------------
 
 
-def rank_once(name, folder, rank, world, weights, states, steps):
-    """A rank in a process of its own: what it read, what it saved. A loader sees the state of its own rank, or of rank 0 if there was none."""
-    state = None if states is None else states[rank] if rank < len(states) else states[0]
-    call = json.dumps([name, str(folder), rank, world, weights, state, steps])
-    ran = subprocess.run([sys.executable, __file__, "--rank", "-"], input=call, capture_output=True, text=True, timeout=100)
-    lines = [line for line in ran.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        raise RuntimeError((ran.stderr.strip().splitlines() or ["no result"])[-1][:90])
-    return json.loads(lines[0][7:])
-
-
 def job(name, folder, world, weights, states, steps):
-    ranks = [rank_once(name, folder, rank, world, weights, states, steps) for rank in range(world)]
-    return [n for batches, _ in ranks for batch in batches for n in batch], [state for _, state in ranks]
+    """All ranks at once, each in a process of its own as a launcher would start it: (samples read, states saved).
+
+    A rank sees the state of its own number, or of rank 0 if there was none.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    ranks = []
+    for rank in range(world):
+        state = None if states is None else states[rank] if rank < len(states) else states[0]
+        ran = subprocess.Popen([sys.executable, __file__, "--rank", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env=os.environ | place)
+        ran.stdin.write(repr((name, str(folder), rank, world, weights, state, steps)) + "\n")
+        ran.stdin.flush()
+        ranks.append(ran)
+    found = []
+    try:
+        for ran in ranks:
+            said, complaints = ran.communicate(timeout=60)
+            lines = [line for line in said.splitlines() if line.startswith("RESULT ")]
+            if not lines:
+                raise RuntimeError((complaints.strip().splitlines() or ["no result"])[-1][:110])
+            found.append(ast.literal_eval(lines[0][7:]))
+    finally:
+        for ran in ranks:
+            ran.kill()
+    return [n for batches, _ in found for batch in batches for n in batch], [state for _, state in found]
 
 
 def prove(name, folder, proof, whole):
@@ -248,9 +263,10 @@ def main() -> None:
     parser.add_argument("--rank", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank:
-        name, *rest = json.loads(sys.stdin.read())
+        name, *rest = ast.literal_eval(sys.stdin.readline())
         batches, state = LOADERS[name][1](*rest)
-        print("\nRESULT " + json.dumps([batches, state]))
+        print("\nRESULT " + repr([batches, state]), flush=True)
+        os._exit(0)  # a loader's threads and process groups need no farewell here
         return
     print("| loader | " + " | ".join(PROOFS) + " |\n|---|" + "---|" * len(PROOFS))
     with tempfile.TemporaryDirectory() as temporary:
