@@ -12,7 +12,19 @@ _PHRASE = re.compile(r"\bCC[ -](BY(?:-(?:NC|ND|SA)){0,2})(?:[ -](\d\.\d))?\b", r
 _NAMED = (
     (re.compile(r"gnu\.org/(?:licenses|copyleft)/(fdl|gpl|lgpl|agpl)", re.IGNORECASE), "gnu-{}"),
     (re.compile(r"opensource\.org/licenses?/([\w.-]+)", re.IGNORECASE), "{}"),
+    (re.compile(r"spdx\.org/licenses/([\w.+-]+?)(?:\.html|\.json)?(?:$|[\s\"'#?])", re.IGNORECASE), "{}"),
     (re.compile(r"apache\.org/licenses/LICENSE-(2\.0)", re.IGNORECASE), "apache-{}"),
+    (re.compile(r"opendatacommons\.org/licenses/(by|odbl|pddl)", re.IGNORECASE), "odc-{}"),
+    (re.compile(r"nationalarchives\.gov\.uk/doc/open-government-licen[cs]e/(?:version/)?(\d)?", re.IGNORECASE), "ogl-uk-{}"),
+    (re.compile(r"(unlicense)\.org", re.IGNORECASE), "{}"),
+)
+CLASSES = ("public-domain", "permissive", "attribution", "share-alike", "non-commercial", "no-derivatives", "unknown")
+# What the beginning of an identifier says; the first that fits. Copyleft, weak or strong, is share-alike.
+_CLASSES = (
+    ("public-domain", ("cc0", "public-domain", "odc-pddl", "unlicense", "0bsd", "wtfpl")),
+    ("share-alike", ("gnu-", "gpl", "lgpl", "agpl", "gfdl", "mpl", "epl", "eupl", "odc-odbl", "cddl", "osl")),
+    ("attribution", ("cc-by", "odc-by", "ogl-uk")),
+    ("permissive", ("apache", "mit", "bsd", "isc", "zlib", "bsl-1", "python", "psf", "postgresql", "artistic", "unicode")),
 )
 
 
@@ -24,21 +36,16 @@ def identify(text: str) -> str:
         return {"zero": "cc0-1.0"}.get(match.group(1).lower(), "public-domain")
     for pattern, name in _NAMED:
         if match := pattern.search(text):
-            return name.format(match.group(1).lower())
+            return name.format((match.group(1) or "").lower()).rstrip("-")
     return ""
 
 
 def licence_class(identifier: str) -> str:
-    """"permissive", "share-alike", "non-commercial", "no-derivatives", "other" or "unknown" (none given)."""
-    if not identifier:
-        return "unknown"
-    parts = identifier.split("-")
-    if "nd" in parts:
-        return "no-derivatives"
-    if "nc" in parts:
-        return "non-commercial"
-    if "sa" in parts or identifier.startswith("gnu-"):
-        return "share-alike"
-    if identifier.startswith(("cc-by", "cc0", "public-domain", "apache", "mit", "bsd")):
-        return "permissive"
-    return "other"
+    """One of CLASSES: what a licence asks for; "unknown" where none is given or it is not known."""
+    identifier = identifier.lower()
+    terms = identifier.split("-")
+    if identifier.startswith("cc-"):
+        for term, name in (("nd", "no-derivatives"), ("nc", "non-commercial"), ("sa", "share-alike")):
+            if term in terms:
+                return name
+    return next((name for name, beginnings in _CLASSES if identifier.startswith(beginnings)), "unknown")

@@ -6,18 +6,23 @@ numbers of the thing named, characters are code points. The rules that read them
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
 import filters.thresholds as thresholds
+from filters.bad_words import BAD_WORDS_TYPES
 from filters.c4 import LONG_LINE
 from filters.c4_lines import count_c4
+from filters.code import CODE_TYPES
+from filters.edits import EDIT_TYPES
 from filters.fineweb import SHORT_LINE
 from filters.ngrams import DUPLICATE, TOP, count_ngrams
 from filters.pages import Pages, Source, counts, shares
-from filters.pii import count_pii
+from filters.pii import PII_TYPES
+from filters.shares import SHARES
+from filters.toxicity import TOXICITY_TYPES
 from kernels.lines import count_lines
 from kernels.words import HAS_LETTER, HAS_WORDY, count_distinct, hash_word
 
@@ -89,17 +94,12 @@ def _code(pages: Pages) -> dict[str, list[float]]:
     return {"code_lines": [sum(_CODE.search(line[:400]) is not None for line in lines) / max(len(lines), 1) for lines in pages.lines]}
 
 
-def _pii(pages: Pages) -> dict[str, np.ndarray]:
-    finds = [count_pii(text) for text in pages.texts]
-    columns = {kind: np.array([find[kind] for find in finds], np.int32) for kind in ("emails", "ips", "phones")}
-    return columns | {"pii_per_word": sum(columns.values()) / np.maximum(np.diff(pages.words.rows), 1)}
-
-
 CORE = Source(counts(*_COUNTS) | shares(*_SHARES), _core)
 CODE = Source(shares("code_lines"), _code)
-PII_SIGNALS = Source(counts("emails", "ips", "phones") | shares("pii_per_word"), _pii)
-SOURCES: tuple[Source, ...] = (CORE, CODE, PII_SIGNALS)  # a signal's name belongs to one source
-SIGNAL_TYPE = pa.struct([field for source in SOURCES for field in source.types.items()])
+SOURCES: tuple[Source, ...] = (CORE, CODE, SHARES)  # a signal's name belongs to one source; these are always measured
+NAMED_TYPES = BAD_WORDS_TYPES | TOXICITY_TYPES | CODE_TYPES  # measured by the sources that a recipe names
+GIVEN_TYPES = PII_TYPES | EDIT_TYPES  # counted where the text is masked and edited
+SIGNAL_TYPE = pa.struct([*(field for source in SOURCES for field in source.types.items()), *NAMED_TYPES.items(), *GIVEN_TYPES.items()])
 
 
 def measure(
@@ -107,8 +107,9 @@ def measure(
     languages: Sequence[str | None],
     scores: Sequence[float] | None = None,
     sources: Sequence[Source] = SOURCES,
+    given: Mapping[str, Sequence[float | None] | np.ndarray] | None = None,
 ) -> pa.StructArray:
-    """Signals of every text; an empty text has zeros everywhere.
+    """Signals of every text; an empty text has zeros everywhere. What no source measures and is not `given` is null, which breaks no rule.
 
     `languages` holds lid.176 codes ("en"); they choose stop words and what divides words. `scores` are the model's probabilities of them (1 if
     not given); they are a signal too, so that one kind of rule serves all.
@@ -116,7 +117,9 @@ def measure(
     values = texts.to_pylist() if isinstance(texts, pa.Array | pa.ChunkedArray) else texts
     scores = [1.0] * len(values) if scores is None else scores
     measured = [_struct(pages, sources) for pages in _batches([text or "" for text in values], [language or "" for language in languages], scores)]
-    return pa.concat_arrays(measured) if measured else pa.array([], pa.struct([field for source in sources for field in source.types.items()]))
+    columns = {field.name: pa.concat_arrays([batch.field(field.name) for batch in measured]) for field in measured[0].type} if measured else {}
+    columns |= {name: pa.array(np.asarray(column), SIGNAL_TYPE.field(name).type, safe=False) for name, column in (given or {}).items()}
+    return pa.StructArray.from_arrays([columns.get(field.name, pa.nulls(len(values), field.type)) for field in SIGNAL_TYPE], fields=list(SIGNAL_TYPE))
 
 
 def measure_one(text: str, language: str = "en", score: float = 1.0) -> dict[str, float]:

@@ -22,7 +22,7 @@ from pipelines.select import parts_of
 
 KEPT = "kept"
 EXAMPLES = 3  # of each move: the first in the dataset's order
-_COLUMNS = ("id", "url", "language", "signals")
+_COLUMNS = ("id", "url", "language", "signals", "license_class")
 
 
 @dataclass
@@ -92,8 +92,8 @@ def _compare_part(first: CurateRecipe, second: CurateRecipe, file: str) -> tuple
 def _moves(batch: pa.RecordBatch, first: CurateRecipe, second: CurateRecipe) -> Iterator[Move]:
     if not batch.num_rows:
         return
-    signals, languages = batch["signals"].cast(SIGNAL_TYPE), batch["language"].to_pylist()
-    sides = [verdicts(signals, languages, recipe) for recipe in (first, second)]
+    signals, languages, licences = batch["signals"].cast(SIGNAL_TYPE), batch["language"].to_pylist(), batch["license_class"].to_pylist()
+    sides = [verdicts(signals, languages, licences, recipe) for recipe in (first, second)]
     pairs = [(before or KEPT, after or KEPT) for before, after in zip(sides[0][0], sides[1][0], strict=True)]
     words, characters = (signals.field(name).to_numpy(zero_copy_only=False) for name in ("words", "characters"))
     places: dict[tuple[str, str], list[int]] = {}

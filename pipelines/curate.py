@@ -20,14 +20,17 @@ from filters import datatrove_filters
 from filters.expressions import OwnRule, own_rule
 from filters.families import FAMILIES
 from filters.language import detect
-from filters.pii import mask_pii
+from filters.licence import CLASSES, licence_class
+from filters.pii import STAND_INS, find_pii, mask_pii
 from filters.rules import Bound, Rule, decide
-from filters.signals import SIGNAL_TYPE, measure
+from filters.signals import SIGNAL_TYPE
 from filters.urls import UrlRules, host_of
 from pipelines.cluster import Cluster
 from pipelines.dataset import DOCUMENT_SCHEMA, Dataset
+from pipelines.errors import UserError
 from pipelines.extract import extract
 from pipelines.extract.page import tidy
+from pipelines.measure import SPANS, Measures, UrlLists, measured
 from pipelines.progress import Progress, silent
 from pipelines.read import Record, datatrove_readers, plan_parts, records
 from pipelines.read.parts import PART_BYTES
@@ -37,6 +40,7 @@ from pipelines.stage import PartOutput, Stage, run_stage
 
 # extraction: the pass that gave the text; damage: why a record is not whole (`pipelines.read.Record`).
 _PAGE = [("canonical_url", pa.string()), ("charset", pa.string()), ("extraction", pa.string()), ("damage", pa.string())]
+_PAGE += [("license_class", pa.string()), ("pii", SPANS), ("edits", SPANS)]  # finds in the text as stored; what line edits took from it as extracted
 KEPT_SCHEMA = pa.schema([*DOCUMENT_SCHEMA, *[pa.field(name, kind) for name, kind in _PAGE], pa.field("signals", SIGNAL_TYPE)])
 REJECTED_SCHEMA = pa.schema([*KEPT_SCHEMA, pa.field("reason", pa.string()), pa.field("detail", pa.string())])
 BATCH_ROWS, BATCH_CHARACTERS = 128, 8 << 20  # what a part holds in memory at once
@@ -107,7 +111,10 @@ class CurateRecipe(Recipe):
     )
     datatrove: tuple[DatatroveStep, ...] = Field((), description="datatrove filters applied after the families, in order: {filter: CLASS, params: {...}}")
     languages: tuple[str, ...] = Field((), description="lid.176 codes to keep; empty keeps every language")
-    mask: tuple[Literal["emails", "ips", "phones"], ...] = Field(("emails", "ips"), description="personal data replaced by stand-ins, as FineWeb does")
+    licenses: tuple[Literal[*CLASSES], ...] = Field((), description="licence classes to keep (see license_class); empty keeps every page")
+    mask: tuple[Literal[*STAND_INS], ...] = Field(("emails", "ips"), description="personal data replaced by stand-ins, as FineWeb does")
+    measures: Measures = Field(Measures(), description="line edits, and the lists and models that some families need")
+    urls: UrlLists = Field(UrlLists(), description="block lists of domains, addresses and words, by URI")
     block_domains: tuple[str, ...] = Field((), description="domains whose pages, and whose subdomains' pages, are refused")
     block_words: tuple[str, ...] = Field((), description="words of which one in a URL refuses its page")
     max_body: int = Field(MAX_BODY, gt=0, description="bytes of an inflated body beyond which a page is refused unread")
@@ -119,6 +126,12 @@ class CurateRecipe(Recipe):
         if unknown := [name for name in names if name not in FAMILIES]:
             raise ValueError(f"no rule family {unknown[0]}; known: {', '.join(FAMILIES)}")
         return names
+
+    @model_validator(mode="after")
+    def _measurable(self) -> "CurateRecipe":
+        if problem := self.measures.problem(self.families):
+            raise ValueError(problem)
+        return self
 
     @field_validator("thresholds")
     @classmethod
@@ -152,7 +165,10 @@ def _plan(inputs: Sequence[str], recipe: CurateRecipe) -> list[dict[str, Any]]:
 
 
 def _run(payload: dict[str, Any], recipe: CurateRecipe, output: PartOutput) -> None:
-    urls = UrlRules.of(domains=recipe.block_domains, hard=recipe.block_words)
+    try:
+        urls = [UrlRules.of(domains=recipe.block_domains, hard=recipe.block_words), recipe.urls.load()]
+    except ValueError as error:
+        raise UserError(str(error)) from None
     for rows in _batches(_read(payload, recipe, urls)):
         kept, rejected = judge(rows, recipe)
         output.read(len(rows))
@@ -165,12 +181,12 @@ def _run(payload: dict[str, Any], recipe: CurateRecipe, output: PartOutput) -> N
 STAGE = Stage(name="curate", version=2, plan=_plan, run=_run)
 
 
-def _read(payload: dict[str, Any], recipe: CurateRecipe, urls: UrlRules) -> Iterator[dict[str, Any]]:
+def _read(payload: dict[str, Any], recipe: CurateRecipe, urls: Sequence[UrlRules]) -> Iterator[dict[str, Any]]:
     """A row a record: document columns, and `reason` where it is refused already."""
     for record in _records(payload, recipe):
         row = _row(record)
         if not row["reason"]:
-            row["reason"], row["detail"] = urls.judge(record.url)
+            row["reason"], row["detail"] = next(filter(any, (rules.judge(record.url) for rules in urls)), ("", ""))
         if not row["reason"]:
             _extract(row, record, recipe)
         yield row
@@ -203,6 +219,9 @@ def _row(record: Record) -> dict[str, Any]:
         "charset": "",
         "extraction": "",
         "damage": record.damage,
+        "license_class": "",
+        "pii": [],
+        "edits": [],
         "reason": record.reason,
         "detail": record.detail,
     }
@@ -215,7 +234,8 @@ def _extract(row: dict[str, Any], record: Record, recipe: CurateRecipe) -> None:
         page = extract(record.body, record.url, record.content_type)
         text, failure = page.text, page.failure
         row.update(title=page.title, license=page.license, canonical_url=page.canonical_url, charset=page.charset, extraction=page.method)
-    row["text"] = mask_pii(text, recipe.mask)[0] if recipe.mask else text
+    row["text"], row["pii"] = mask_pii(text, recipe.mask)
+    row["license_class"] = licence_class(row["license"])
     if failure or not text:
         row["reason"] = f"extract.{failure or 'no_text'}"
 
@@ -237,9 +257,12 @@ def judge(rows: list[dict[str, Any]], recipe: CurateRecipe) -> tuple[pa.Table, p
     alive = [row for row in rows if not row["reason"]]
     texts = [row["text"] for row in alive]
     languages, scores = detect(texts)
-    signals = measure(texts, languages, scores)
-    reasons, details = verdicts(signals, languages, recipe)
+    result = measured(texts, [row["pii"] for row in alive], languages, scores, recipe.measures, recipe.families)
+    signals = result.signals
+    reasons, details = verdicts(signals, languages, [row["license_class"] for row in alive], recipe)
     for index, row in enumerate(alive):
+        if result.edits[index]:
+            row.update(text=result.texts[index], edits=result.edits[index], pii=find_pii(result.texts[index]))
         row.update(language=languages[index], language_score=float(scores[index]), measured=index, reason=reasons[index], detail=details[index])
     staying = [row for row in alive if not row["reason"]]
     for row, (reason, detail) in zip(staying, datatrove_verdicts(staying, recipe), strict=True):
@@ -248,13 +271,17 @@ def judge(rows: list[dict[str, Any]], recipe: CurateRecipe) -> tuple[pa.Table, p
     return _table(kept, signals, KEPT_SCHEMA), _table(rejected, signals, REJECTED_SCHEMA)
 
 
-def verdicts(signals: pa.StructArray, languages: Sequence[str], recipe: CurateRecipe) -> tuple[list[str], list[str]]:
-    """(reason, "" where kept; detail) of measured rows, by the recipe's languages, families and own rules."""
+def verdicts(signals: pa.StructArray, languages: Sequence[str], licences: Sequence[str | None], recipe: CurateRecipe) -> tuple[list[str], list[str]]:
+    """(reason, "" where kept; detail) of measured rows, by the recipe's languages, licence classes, families and own rules."""
     _, reasons, details = decide(signals, languages, recipe.tables(), recipe.bounds())
     if recipe.languages:
         for row, language in enumerate(languages):
             if language not in recipe.languages:
                 reasons[row], details[row] = "language.unwanted", f"{language}, wanted {' '.join(recipe.languages)}"
+    if recipe.licenses:
+        for row, licence in enumerate(licences):
+            if licence not in recipe.licenses and not reasons[row]:
+                reasons[row], details[row] = "license.unwanted", f"{licence}, wanted {' '.join(recipe.licenses)}"
     return reasons, details
 
 
@@ -281,7 +308,9 @@ def _table(rows: list[dict[str, Any]], signals: pa.StructArray, schema: pa.Schem
 
 
 def _storable(value: Any) -> Any:
-    """Lone surrogates (a hostile URL, a JSON escape) have no UTF-8 form; they become "?"."""
+    """Lone surrogates (a hostile URL, a JSON escape) have no UTF-8 form; they become "?". Spans become mappings."""
+    if isinstance(value, list):
+        return [span._asdict() for span in value]
     return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
 
 

@@ -65,7 +65,8 @@ def judge(table: pa.Table, recipe: CurateRecipe) -> tuple[pa.Table, pa.Table]:
     told = table.select(KEPT_SCHEMA.names).cast(KEPT_SCHEMA)
     measured = np.flatnonzero(pc.is_valid(told["signals"]).to_numpy())
     rows = told.take(pa.array(measured))
-    judged, why = verdicts(rows["signals"].combine_chunks(), rows["language"].to_pylist(), recipe) if len(measured) else ([], [])
+    columns = rows["signals"].combine_chunks(), rows["language"].to_pylist(), rows["license_class"].to_pylist()
+    judged, why = verdicts(*columns, recipe) if len(measured) else ([], [])
     if recipe.datatrove and "" in judged:
         staying = np.flatnonzero([not reason for reason in judged])
         texts = rows.take(pa.array(staying)).select(["id", "text", "url", "language"]).to_pylist()
