@@ -24,10 +24,10 @@ def signals_of(text: str, language: str = "en") -> dict[str, float]:
     if not text.strip():
         return {}
     words = split_words(text, language)
-    return {"characters": len(text)} | _quality(text, words, language) | _repetition(text, words) | _c4(text, language) | _fineweb(text, words)
+    return {"characters": len(text)} | quality(text, words, language) | repetition(text, words) | c4(text, language) | fineweb(text, words)
 
 
-def _quality(text: str, words: list[str], language: str) -> dict[str, float]:
+def quality(text: str, words: list[str], language: str) -> dict[str, float]:
     """Gopher A.1.1."""
     real = [word for word in words if not all(map(_is_symbol, word))]
     lines = text.splitlines()
@@ -49,7 +49,7 @@ def _is_symbol(character: str) -> bool:
     return unicodedata.category(character)[0] in "PSC" or ord(character) >= LIMIT
 
 
-def _repetition(text: str, words: list[str]) -> dict[str, float]:
+def repetition(text: str, words: list[str]) -> dict[str, float]:
     """Gopher table A1."""
     signals = {}
     for unit, parts in (("paragraph", re.split(r"\n{2,}", text.strip())), ("line", re.split(r"\n+", text))):
@@ -78,7 +78,7 @@ def _duplicates(parts: list[str]) -> tuple[int, int]:
     return len(repeats), sum(map(len, repeats))
 
 
-def _c4(text: str, language: str) -> dict[str, float]:
+def c4(text: str, language: str) -> dict[str, float]:
     counts = dict.fromkeys([f"c4_{kind}{name}" for kind in ("", "any_") for name in ("sentences", "lorem_ipsum", "curly_bracket")], 0)
     for line in text.splitlines():
         line = line.strip()
@@ -110,7 +110,7 @@ def count_sentences(line: str, language: str = "") -> int:
     return sentences
 
 
-def _fineweb(text: str, words: list[str]) -> dict[str, float]:
+def fineweb(text: str, words: list[str]) -> dict[str, float]:
     lines = [line for line in text.split("\n") if line.strip()]
     newlines = text.count("\n")
     return {
