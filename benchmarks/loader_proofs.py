@@ -216,7 +216,7 @@ def job(name, folder, world, weights, states, steps):
     found = []
     try:
         for ran in ranks:
-            said, complaints = ran.communicate(timeout=60)
+            said, complaints = ran.communicate(timeout=180)
             lines = [line for line in said.splitlines() if line.startswith("RESULT ")]
             if not lines:
                 raise RuntimeError((complaints.strip().splitlines() or ["no result"])[-1][:110])

@@ -2,7 +2,7 @@
 
     <out>/shards/             the sources, tokenized once; every run reads them by a plan of its own
     <out>/proxies/000/...     a run a sampled mixture: its mixture.yaml, its model, loss.json with the held-out losses
-    <out>/confirm/uniform|proposed-0/...  two longer runs a seed, on other seeds than the proxies'
+    <out>/confirm/...         two longer runs a seed, even weights and proposed ones, on other seeds than the proxies'
     <out>/search.json mixture.yaml search.svg   what came of it; the mixture with the proposed weights; predicted against measured
 
 Running the same line again goes on where it was: finished runs are not run again, and more proxies add to those there are.
@@ -22,7 +22,7 @@ from pipelines.loader import TokenStream
 from pipelines.mixture import Mixture, save_mixture
 from pipelines.mixture.search import fit_losses, propose, rank_correlation, sample_mixtures
 from pipelines.progress import Progress, ProgressEvent, silent
-from pipelines.recipe import Recipe
+from pipelines.recipe import Recipe, digest_of
 from pipelines.shards import tokenize
 from pipelines.shardset import ShardSet
 
@@ -79,7 +79,7 @@ def search(mixture: Mixture, tokenizer: str, out: str, recipe: SearchRecipe, clu
     confirmed: dict[str, list[list[float]]] = {"uniform": [], "proposed": []}
     for seed in range(recipe.confirm_seeds):
         for name, row in (("uniform", _within(even, most_confirm)), ("proposed", proposed)):
-            run = f"{out}/confirm/{name}-{seed}"
+            run = f"{out}/confirm/{name}-{digest_of(row.tolist())[:8]}-{seed}"  # more proxies may propose something else
             confirmed[name].append(_losses(weighed(loose, row, recipe.confirm_steps * batch), shards, run, recipe, recipe.seed + 1 + seed, held))
         progress(ProgressEvent("mixture search", seed + 1, recipe.confirm_seeds, "confirming pairs"))
     score = lambda rows: (np.array(rows) @ targets / targets.sum()).tolist()
