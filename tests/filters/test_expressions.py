@@ -66,7 +66,7 @@ def conditions(draw, depth=3):
     def number(depth):
         kind = draw(st.integers(0, 5 if depth else 1))
         if kind < 2:
-            return draw(st.sampled_from(KNOWN)) if kind else str(draw(st.sampled_from([0, 0.5, 2, 1e3])))
+            return draw(st.sampled_from(KNOWN)) if kind else str(draw(st.sampled_from([0.0, 0.5, 2.0, 1e3])))
         return f"({number(depth - 1)} {draw(st.sampled_from('+-*/'))} {number(depth - 1)})" if kind < 5 else f"-{number(depth - 1)}"
 
     def condition(depth):
@@ -88,7 +88,7 @@ def test_an_expression_means_what_python_says_it_means(text, rows):
         names = {name: np.float64(value) for name, value in zip(KNOWN, row, strict=True)}
         try:
             with np.errstate(all="ignore"):
-                wanted = eval(text, {"__builtins__": {}}, names)  # the oracle
+                wanted = eval(text, {"__builtins__": {}}, names)  # the oracle; literals are floats, since -0 and -0.0 divide differently
         except ZeroDivisionError:  # of two literals; columns give what IEEE 754 says
             reject()
         assert bool(found[position]) == bool(wanted)
