@@ -1,6 +1,8 @@
 """The in-repo generation engine: prompts in, samples out, the same ones every time.
 
     Engine(lm, tokenizer).generate(["..."], SamplingParams(n=4, temperature=1.0, seed=7))
+    for delta in engine.stream("..."): print(delta.text)                 # as it is written; leaving the loop cancels
+    request = engine.submit("..."); engine.step(); engine.cancel(request)  # what a server does, between two steps
 
 A sample depends on (weights, prompt, params, seed, k) only: in float32 the same alone as in any batch, up to the rounding of matrix
 products, which depends on their shape and can only matter where two tokens are equally likely to the last bits. Calls with
@@ -8,8 +10,9 @@ the same arguments in the same order are equal bit for bit.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
+from contextlib import closing
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
@@ -20,6 +23,7 @@ from model.cache import Cache
 from model.engine.budget import ThinkingBudget
 from model.engine.params import CompletionOutput, RequestOutput, SamplingParams
 from model.engine.scheduler import Scheduler, Sequence
+from model.engine.stream import Delta, Request, TextReader
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -39,6 +43,7 @@ class Engine:
         self.lm, self.tokenizer, self.max_slots, self.max_length, self.seed = lm, tokenizer, max_slots, max_length, seed
         self.eos_ids = [i for i in map(tokenizer.token_to_id, (chat.EOS, chat.IM_END)) if i is not None]
         self._arrived = 0
+        self._readers: dict[Sequence, tuple[Request, TextReader]] = {}
 
     def generate(self, prompts: Seq[str | list[int]], params: SamplingParams | Seq[SamplingParams] | None = None) -> list[RequestOutput]:
         """Continue every prompt; outputs in the order of prompts, samples in the order of k.
@@ -63,11 +68,69 @@ class Engine:
                 self.scheduler.step()
         except BaseException:
             self.__dict__.pop("scheduler", None)  # half-done sequences must not leak into the next call
+            self._readers.clear()
             raise
         finally:
             self.lm.train(training)
         self.write_texts(sequences)
         return outputs
+
+    # ---- step by step: one thread owns the engine; requests come and go between steps
+
+    def submit(self, prompt: str | list[int], params: SamplingParams | None = None) -> Request:
+        """Queue a prompt; `step` reports what its samples write. Raises ValueError like `generate`, before anything is queued."""
+        params = params or SamplingParams()
+        sequences = self.request(prompt, params)
+        output = RequestOutput([*sequences[0].prompt_ids], [s.output for s in sequences], prompt if isinstance(prompt, str) else None)
+        request = Request(output, sequences)
+        for sequence in sequences:
+            self._readers[sequence] = request, TextReader(self.tokenizer, params.stop)
+            self.scheduler.add(sequence)
+        return request
+
+    def step(self) -> list[Delta]:
+        """One step of the scheduler: what it added to submitted requests, those that ended (or were cancelled) included."""
+        self.lm.eval()
+        ended = self.scheduler.step()
+        self.write_texts(ended)
+        deltas = []
+        for sequence in ended:
+            if sequence in self._readers:
+                request, reader = self._readers.pop(sequence)
+                output, seen = sequence.output, len(reader.ids)
+                deltas.append(Delta(request, output.index, reader.finish(output.text), output.token_ids[seen:], output.logprobs and output.logprobs[seen:],
+                                    output.finish_reason))
+        for sequence, (request, reader) in self._readers.items():
+            ids, logprobs = self.scheduler.written(sequence, len(reader.ids))
+            if ids:
+                deltas.append(Delta(request, sequence.output.index, reader.push(ids), ids, logprobs))
+        return deltas
+
+    def cancel(self, request: Request) -> None:
+        """Stop a request's samples; their slots are free for the next step, and what was written stays in its output. No-op once finished."""
+        for sequence in request.sequences:
+            sequence.aborted = True
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+        return self.scheduler.busy
+
+    def stream(self, prompt: str | list[int], params: SamplingParams | None = None) -> Iterator[Delta]:
+        """The samples of one prompt as they are written, interleaved. Closing the iterator cancels what is not finished."""
+        with closing(self._stream(self.submit(prompt, params))) as deltas:
+            yield from deltas
+
+    def _stream(self, request: Request) -> Iterator[Delta]:
+        try:
+            while not request.finished:
+                yield from (delta for delta in self.step() if delta.request is request)
+        finally:
+            if not request.finished:
+                self.cancel(request)
+                self.write_texts(self.scheduler.drop_aborted())
+                for sequence in request.sequences:
+                    self._readers.pop(sequence, None)
 
     def request(self, prompt: str | list[int], params: SamplingParams) -> list[Sequence]:
         """The n sequences of a prompt, ready for `scheduler.add` (servers add them one by one while others run)."""

@@ -26,7 +26,7 @@ from model.engine.params import CompletionOutput, SamplingParams
 from model.engine.sampling import stream_key
 
 
-@dataclass
+@dataclass(eq=False)
 class Sequence:
     """One sample being written. `output` is filled when it finishes."""
 
@@ -74,7 +74,7 @@ class Scheduler:
     @torch.inference_mode()
     def step(self) -> list[Sequence]:
         """Admit if there is room and somebody waits, else write one token for everyone running."""
-        dropped = self._drop_aborted()
+        dropped = self.drop_aborted()
         room = self.slots - len(self.running)
         if self.waiting and room >= min(len(self.waiting), self.refill):
             return dropped + self._admit(room)
@@ -88,6 +88,14 @@ class Scheduler:
     def text_ids(self, sequence: Sequence) -> list[int]:
         """Tokens a running sequence has written so far."""
         return self.tokens_SL[sequence.slot, :self.column["written"][sequence.slot]].tolist()
+
+    def written(self, sequence: Sequence, seen: int = 0) -> tuple[list[int], list[float] | None]:
+        """Tokens a running sequence has written beyond the first `seen`, and their log-probabilities if it wants them."""
+        if sequence.slot < 0:
+            return [], None
+        new = slice(seen, int(self.column["written"][sequence.slot]))
+        logprobs = self.logprobs_SL[sequence.slot, new].tolist() if sequence.params.logprobs else None
+        return self.tokens_SL[sequence.slot, new].tolist(), logprobs
 
     # ---- starting
 
@@ -189,7 +197,8 @@ class Scheduler:
 
     # ---- finishing
 
-    def _drop_aborted(self) -> list[Sequence]:
+    def drop_aborted(self) -> list[Sequence]:
+        """End sequences marked `aborted`, waiting or running; their slots are free at once."""
         dropped = [s for s in self.waiting if s.aborted]
         if dropped:
             self.waiting = deque(s for s in self.waiting if not s.aborted)
