@@ -105,14 +105,16 @@ class HybridLM(nn.Module):
     def from_pretrained(cls, path: str | Path, *, dtype: torch.dtype | None = torch.float32, compute_dtype: torch.dtype = torch.float32) -> HybridLM:
         """Load a Hugging Face `NemotronH` folder, in evaluation mode. `dtype` is that of the parameters; None keeps the file's.
 
-        ValueError names what is wrong with a bad file.
+        Weights kept as they are on disk are mapped, not copied. ValueError names what is wrong with a bad file.
         """
         from model.checkpoint import load
 
         return load(path, dtype=dtype, compute_dtype=compute_dtype)
 
-    def save_pretrained(self, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write config.json and model.safetensors (Hugging Face names, MTP included) into folder `path`; `dtype` None keeps the parameters'."""
+    def save_pretrained(self, path: str | Path, *, dtype: torch.dtype | None = None, shard_bytes: int = 5_000_000_000) -> None:
+        """Write config.json and the weights (Hugging Face names, MTP included) into folder `path`; `dtype` None keeps the parameters'.
+
+        More than `shard_bytes` are written as several files and an index."""
         from model.checkpoint import save
 
-        save(self, path, dtype=dtype)
+        save(self, path, dtype=dtype, shard_bytes=shard_bytes)
