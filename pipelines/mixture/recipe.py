@@ -11,11 +11,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from filters.licence import CLASSES
 from pipelines.packing import Packing
 from pipelines.recipe import Recipe
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # it becomes part of file names
-LICENCES = Literal["permissive", "share-alike", "non-commercial", "no-derivatives", "other", "unknown"]
 
 
 class FillInMiddle(Recipe):
@@ -39,7 +39,7 @@ class Source(Recipe):
     where: str | None = Field(None, description="which rows: an SQL condition over the dataset's columns, e.g. `cluster_size < 5`")
     language: tuple[str, ...] = Field((), description="which rows: only these values of the column `language`")
     quality: tuple[int, int] | None = Field(None, description="which rows: first and last `quality_bucket`, both included")
-    licence: tuple[LICENCES, ...] = Field((), description="which rows: only licences (column `license`) of these classes")
+    licence: tuple[str, ...] = Field((), description=f"which rows: only licences (column `license`) of these classes: {', '.join(CLASSES)}")
     max_repetition: float = Field(1.0, gt=0, description="how many times the source may be gone through")
     rehydrate: bool = Field(False, description="write a document as often as FineWeb-2's table says for its `cluster_size`")
     fim: FillInMiddle | None = Field(None, description="text: fill-in-the-middle with these rates and tokens")
@@ -52,6 +52,8 @@ class Source(Recipe):
             raise ValueError(f"source {self.name!r} needs one of dataset, sources and mixture")
         if not self.dataset and (self.where or self.language or self.quality or self.licence or self.fim):
             raise ValueError(f"source {self.name!r} is a mixture: which rows and fill-in-the-middle belong to its sources")
+        if unknown := set(self.licence) - set(CLASSES):
+            raise ValueError(f"source {self.name!r}: no licence class {min(unknown)!r}; there are {', '.join(CLASSES)}")
         if self.fim and self.format != "text":
             raise ValueError(f"source {self.name!r}: fill-in-the-middle is for text, not for conversations")
         return self

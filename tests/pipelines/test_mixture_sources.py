@@ -62,7 +62,7 @@ def test_mixtures_are_read_from_files_and_may_not_hold_themselves(tmp_path):
 
 
 def test_a_source_is_one_thing():
-    for values in ({}, {"dataset": "x", "mixture": "y"}, {"mixture": "y", "where": "a = 1"}, {"dataset": "x", "format": "chat", "fim": {}}):
+    for values in ({}, {"dataset": "x", "mixture": "y"}, {"mixture": "y", "where": "a = 1"}, {"dataset": "x", "format": "chat", "fim": {}}, {"dataset": "x", "licence": ["free"]}):
         with pytest.raises(ValueError, match="source 'a'"):
             Source(name="a", weight=1, **values)
 
@@ -73,7 +73,7 @@ def test_rows_are_chosen_by_language_quality_and_licence(tmp_path):
     rows = [row | {"quality_bucket": rng.randrange(20), "license": rng.choice(licences)} for row in web_rows(300)]
     uri = dataset(tmp_path, "rows", rows)
     tokenizer = train_tokenizer([uri], 320, tmp_path / "tokenizer", special_tokens=SPECIAL_TOKENS)
-    source = Source(name="web", dataset=uri, weight=1, language=("en",), quality=(8, 19), licence=("permissive", "share-alike"), where="cluster_size < 5")
+    source = Source(name="web", dataset=uri, weight=1, language=("en",), quality=(8, 19), licence=("attribution", "share-alike"), where="cluster_size < 5")
     shards = tokenize(Mixture(sources=(source,), sequence_length=32, batch_size=2), tokenizer, str(tmp_path / "shards"))
     wanted = [
         row["id"] for row in rows
@@ -81,7 +81,7 @@ def test_rows_are_chosen_by_language_quality_and_licence(tmp_path):
     ]
     assert shards.shards("web")[0].ids == wanted and len(wanted) > 10
     detail = Dataset.open(shards.uri).scan_rejected().collect()["detail"][0]
-    assert detail == "cluster_size < 5; language en; quality 8 to 19; licence permissive or share-alike"
+    assert detail == "cluster_size < 5; language en; quality 8 to 19; licence attribution or share-alike"
     with pytest.raises(UserError, match="has no column 'quality_bucket'"):
         bare = Source(name="web", dataset=dataset(tmp_path, "bare", web_rows(20)), weight=1, quality=(1, 2))
         tokenize(Mixture(sources=(bare,), sequence_length=32, batch_size=2), tokenizer, str(tmp_path / "never"))
