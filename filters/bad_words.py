@@ -8,6 +8,7 @@ refuse a tenth of their language are allowed. mC4 kept a fraction of the pages a
 from functools import cache
 
 import ahocorasick_rs
+import fsspec
 import numpy as np
 import xxhash
 
@@ -30,7 +31,12 @@ def bad_words(template: str, keep_fraction: float = 0.0) -> Source:
     Args:
         template: URI of a language's list, `{language}` standing for the lid.176 code, one word or phrase a line. A language without one has no signal.
         keep_fraction: 0 in C4, 0.001 in mC4.
+
+    Raises:
+        ValueError: the folder of the lists is not there; a rule that never fires for a misspelt path would be worse than none.
     """
+    if not _exists(template.rpartition("/")[0]):
+        raise ValueError(f"no folder of word lists for {template}")
 
     def measure(pages: Pages) -> dict[str, list]:
         found = [_count(text, language, template) for text, language in zip(pages.lowered, pages.languages, strict=True)]
@@ -61,6 +67,12 @@ def _wordy(text: str, at: int) -> bool:
 def _draw(text: str) -> float:
     """A number in [0, 1) that depends on the text alone."""
     return xxhash.xxh3_64_intdigest(text.encode("utf-8", "replace")) / 2**64
+
+
+@cache
+def _exists(folder: str) -> bool:
+    fs, path = fsspec.url_to_fs(folder or ".")
+    return fs.exists(path)
 
 
 @cache

@@ -24,6 +24,7 @@ from filters.pii import Span, count_pii
 from filters.signals import SOURCES, measure
 from filters.toxicity import TOXIC, toxicity
 from filters.urls import SOFT_LIMIT, UrlRules
+from pipelines.errors import UserError
 from pipelines.recipe import Recipe
 
 SPANS = pa.list_(pa.struct([("kind", pa.string()), ("start", pa.int32()), ("end", pa.int32())]))
@@ -95,8 +96,15 @@ class Measured:
 def measured(
     texts: Sequence[str], finds: Sequence[Sequence[Span]], languages: Sequence[str], scores: Sequence[float], recipe: Measures, families: Sequence[str]
 ) -> Measured:
-    """Measure and edit masked texts. `finds` is the personal data in each, `families` the recipe's, in order."""
-    sources = [*SOURCES, *_named_sources(recipe, "nemo_code" in families)]
+    """Measure and edit masked texts. `finds` is the personal data in each, `families` the recipe's, in order.
+
+    Raises:
+        UserError: a list, model or tokenizer that the recipe names cannot be read.
+    """
+    try:
+        sources = [*SOURCES, *_named_sources(recipe, "nemo_code" in families)]
+    except ValueError as error:
+        raise UserError(str(error)) from None
     given = count_pii(texts, finds)
     if not recipe.lines:
         return Measured(list(texts), measure(texts, languages, scores, sources, given), [[] for _ in texts])

@@ -2,10 +2,11 @@
 
 import pytest
 
+from filters.classifier import GOOD, example, train_fasttext
 from filters.signals import SIGNAL_TYPE, measure
 from pipelines.curate import KEPT_SCHEMA, CurateRecipe, judge
 from pipelines.errors import UserError
-from pipelines.measure import BadWords, Measures
+from pipelines.measure import BadWords, Measures, Toxicity
 from pipelines.recipe import load_recipe
 
 PROSE = "\n".join(
@@ -69,6 +70,30 @@ def test_bad_words_licences_and_pardons(tmp_path):
 def test_a_recipe_that_cannot_be_measured_says_so(values, message):
     with pytest.raises(UserError, match=message):
         load_recipe(CurateRecipe, values)
+
+
+def test_toxicity_is_a_share_of_sentences(tmp_path):
+    good, bad = "the kind river ran past the quiet town", "you vile stupid worthless awful fool"
+    (tmp_path / "examples").write_text((example(bad, True) + example(good, False)) * 200)
+    train_fasttext(tmp_path / "examples", tmp_path / "model.bin", dimensions=8, epochs=10, buckets=1000)
+    model = Toxicity(model=str(tmp_path / "model.bin"), label=GOOD)  # GOOD is the label asked about, here the toxic one
+    recipe = CurateRecipe(families=("toxicity",), measures=Measures(toxicity=model))
+    kept, rejected = judge([_row(f"{good}. {good}!\n{good}"), _row(f"{good}. {bad}. {good}.\n{bad}")], recipe)
+    assert kept["signals"].to_pylist()[0]["toxic_sentences"] == 0
+    assert rejected["reason"].to_pylist() == ["toxicity.sentences"] and rejected["signals"].to_pylist()[0]["toxic_sentences"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("family", "measures", "message"),
+    [
+        ("toxicity", {"toxicity": {"model": "/nowhere.bin"}}, "no fastText model at /nowhere.bin"),
+        ("c4_bad_words", {"bad_words": {"lists": "/nowhere/{language}"}}, "no folder of word lists"),
+        ("nemo_code", {"tokenizer": "/nowhere.json"}, "no tokenizer at"),
+    ],
+)
+def test_what_cannot_be_read_is_the_users_mistake(family, measures, message):
+    with pytest.raises(UserError, match=message):
+        judge([_row(PROSE)], load_recipe(CurateRecipe, {"families": [family], "measures": measures}))
 
 
 def test_signals_nobody_measured_are_null():
