@@ -9,7 +9,7 @@ import numpy as np
 from kernels import html_blocks as html
 from kernels.html_blocks import widening
 from pipelines.extract.layout import Layout, inherited
-from pipelines.extract.vocabulary import CUE_NAMES, OTHER, TAG_ID
+from pipelines.extract.vocabulary import CUE_NAMES, KINDS, OTHER, TAG_ID, mention_bits
 
 LEVELS = 4  # containers looked at, from the inside
 _CONTEXT = """article main nav header footer aside form table ul ol dl blockquote figure figcaption section details dialog
@@ -25,13 +25,6 @@ _OWN = (
 _LEVEL = ("characters", "link_share", "block_length", "stops", "page_share", "long_share", "depth")
 _PLACE = ("index", "offset", "depth", "from_heading", "in_majority", "majority_before", "majority_after", "in_core", "since_long", "until_long")
 _PAGE = ("characters", "blocks", "link_share", "long_share", "block_length", "majority_share", "majority_link_share", "articles", "items", "cells")
-# What a page says it is, in schema.org's and Open Graph's words or its generator's name; searched for as they stand.
-_KINDS = {
-    "forum": (b"DiscussionForumPosting", b"QAPage", b"phpBB", b"XenForo", b"vBulletin", b"Discourse"),
-    "product": (b'"Product"', b"schema.org/Product", b"og:price", b"product:price"),
-    "article": (b"NewsArticle", b"BlogPosting", b'"Article"', b"schema.org/Article", b'content="article"'),
-    "list": (b"CollectionPage", b"ItemList", b"SearchResultsPage"),
-}
 _SHARES = ("comment", "forum", "product", "card", "article", "post", "content", "related", "review", "sidebar")  # cues whose share of the page's text is told
 _BESIDE = (-3, -2, -1, 1, 2, 3)
 _BESIDE_COLUMNS = ("characters", "link_share", "stops", "heading", "same_container")
@@ -40,7 +33,7 @@ NAMES = (
     *(f"level{level}.{name}" for level in range(LEVELS) for name in _LEVEL),
     *(f"place.{name}" for name in _PLACE),
     *(f"page.{name}" for name in _PAGE),
-    *(f"kind.{name}" for name in _KINDS),
+    *(f"kind.{name}" for name in KINDS),
     *(f"share.{name}" for name in _SHARES),
     *(f"beside{by:+d}.{name}" for by in _BESIDE for name in _BESIDE_COLUMNS),
     *(f"in.{name}" for name in _CONTEXT),
@@ -130,7 +123,7 @@ def features(page: Layout) -> np.ndarray:
         tags[TAG_ID["li"]] / count,
         tags[TAG_ID["td"]] / count,
     ]
-    columns += [any(page.html.find(word) >= 0 for word in words) for words in _KINDS.values()]
+    columns += [page.mentions & mention_bits(words) > 0 for words in KINDS.values()]
     within = inherited(nodes, page.node_cues)[node] | page.block_cues
     columns += [characters @ (within >> np.uint64(CUE_NAMES.index(name)) & np.uint64(1)).astype(np.float32) / total[html.CHARACTERS] for name in _SHARES]
     own = np.stack([columns[0], link_share, columns[5], own_heading.astype(np.float32)])

@@ -25,6 +25,8 @@ _JOINED = {"mfrac": "/", "msup": "^", "msub": "_", "mover": "^", "munder": "_", 
 
 def keep_formulas(html: str) -> str:
     """The page with each formula as <tex>source</tex> in place of its markup, and its drawn twins marked as never text."""
+    if "math" not in html:
+        return html
     scripted = "math/tex" in html
     if not scripted and "<math" not in html and ":math" not in html:
         return html

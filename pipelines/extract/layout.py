@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.html_blocks import build, inherit, sum_subtrees
+from kernels.html_mentions import mentions
 from kernels.html_text import place
 from kernels.html_tokens import PADDING, tokenize
 from pipelines.extract import vocabulary
@@ -23,6 +24,7 @@ class Layout:
 
     html: bytes  # the page, UTF-8
     data: np.ndarray  # uint8: the same, padded
+    mentions: int  # bits: which of `vocabulary.MENTIONS` it holds
     events: np.ndarray  # int32 [E, 3]
     nodes: np.ndarray  # int32 [N, 4]
     node_cues: np.ndarray  # uint64 [N]
@@ -61,7 +63,10 @@ def lay_out(html: bytes) -> Layout:
     sum_subtrees(nodes, blocks, sums)
     places = np.empty((5, node_count), np.int32)
     place(nodes, sums, vocabulary.ROLES, *places)
-    return Layout(html, data, events, nodes, node_cues[:node_count], blocks, block_cues[:block_count], hashes[:block_count], sums, *places)
+    said = int(mentions(data, len(html), *vocabulary.NEEDLES))
+    return Layout(
+        html, data, said, events, nodes, node_cues[:node_count], blocks, block_cues[:block_count], hashes[:block_count], sums, *places
+    )
 
 
 def inherited(nodes: np.ndarray, own: np.ndarray) -> np.ndarray:

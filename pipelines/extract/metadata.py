@@ -14,14 +14,14 @@ from urllib.parse import urljoin
 import numpy as np
 
 from filters.licence import identify
+from kernels.html_mentions import tags_holding
 from kernels.html_tokens import TEXT, UNSEEN
 from pipelines.extract.layout import Layout
-from pipelines.extract.vocabulary import TAG_ID
+from pipelines.extract.vocabulary import DEED_HOST, LICENCE_KEY, LICENCE_WORDS, TAG_ID, mention_bits
 
 _META_LICENCES = ("dcterms.license", "dc.rights", "dcterms.rights", "license", "licence", "copyright", "rights")
 _ATTRIBUTE = re.compile(r"(?<![\w:.-])([\w:.-]+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"'>]+))")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}")
-_DEED_HOST = b"creativecommons.org/"
 _LONGEST_TITLE = 500  # characters
 _LONGEST_ATTRIBUTES = 8000  # bytes
 _MOST_TAGS = 1000  # of one kind; browsers have no limit, pages have a few dozen
@@ -52,20 +52,17 @@ def metadata_of(page: Layout, url: str) -> Metadata:
 
 def _tags(page: Layout, name: str, having: bytes = b"") -> Iterator[tuple[int, dict[str, str]]]:
     """(event, attributes) of the opening tags of a name whose attributes hold some bytes."""
-    count = 0
-    for event in np.flatnonzero(page.events[:, 0] == TAG_ID[name]):
-        inside = page.html[page.events[event, 1] : min(page.events[event, 2], page.events[event, 1] + _LONGEST_ATTRIBUTES)]
-        if having in inside.lower():
-            yield int(event), _attributes(inside.decode("utf-8", "replace"))
-            count += 1
-            if count == _MOST_TAGS:
-                return
+    found = np.empty(_MOST_TAGS, np.int64)
+    count = tags_holding(page.data, page.events, TAG_ID[name], np.frombuffer(having, np.uint8), _LONGEST_ATTRIBUTES, found)
+    for event in found[:count]:
+        _, start, end = page.events[event]
+        yield int(event), _attributes(page.html[start : min(end, start + _LONGEST_ATTRIBUTES)].decode("utf-8", "replace"))
 
 
 def _attributes(inside: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, *values in _ATTRIBUTE.findall(inside):
-        found.setdefault(name.lower(), unescape(next((value for value in values if value), "")))
+        found.setdefault(name.lower(), unescape(next(filter(None, values), "")))
     return found
 
 
@@ -106,15 +103,15 @@ def _language(declared: str, metas: Mapping[str, str]) -> str:
 def _licence(page: Layout, metas: Mapping[str, str], links: list[tuple[str, str]]) -> str:
     """Identifier ("cc-by-sa-4.0"), or the URL or phrase of an explicitly given licence that has none."""
     explicit = next((href for rel, href in links if " license " in rel and href), "")
-    if not explicit and (b"icense" in page.html or b"icence" in page.html):
-        anchors = (attributes for _, attributes in _tags(page, "a", b"rel") if not {"license", "licence"}.isdisjoint(attributes.get("rel", "").lower().split()))
+    if not explicit and page.mentions & mention_bits(LICENCE_WORDS):
+        anchors = [attributes for _, attributes in _tags(page, "a", b"licen") if {"license", "licence"} & {*attributes.get("rel", "").lower().split()}]
         explicit = next((attributes["href"] for attributes in anchors if attributes.get("href")), "")
     explicit = explicit or next((metas[name] for name in _META_LICENCES if identify(metas.get(name, ""))), "")
-    if not explicit and b'"license"' in page.html:
+    if not explicit and page.mentions & mention_bits(LICENCE_KEY):
         explicit = _json_ld(page)
     if explicit:
         return identify(explicit) or explicit.strip()[:200]
-    deeds = _tags(page, "a", _DEED_HOST) if _DEED_HOST in page.html else ()
+    deeds = _tags(page, "a", *DEED_HOST) if page.mentions & mention_bits(DEED_HOST) else ()
     return next((name for _, attributes in deeds if (name := identify(attributes.get("href", "")))), "")
 
 

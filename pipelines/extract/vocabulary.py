@@ -8,6 +8,7 @@ import numpy as np
 
 from kernels import html_blocks as html
 from kernels import html_text
+from kernels.html_mentions import needles
 from kernels.html_tokens import ATTRIBUTES, HIDDEN_CUE, table
 
 _BLOCK = """address article aside blockquote body button center dd details dialog dir div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6
@@ -113,6 +114,24 @@ WORD_TABLE = table(
     | {word: HIDDEN_CUE for word in _UNSEEN.split()}
 )
 ATTRIBUTE_TABLE = table(ATTRIBUTES)
+
+# What a page says it is, in schema.org's and Open Graph's words or its generator's name; as they stand, anywhere on it.
+KINDS = {
+    "forum": (b"DiscussionForumPosting", b"QAPage", b"phpBB", b"XenForo", b"vBulletin", b"Discourse"),
+    "product": (b'"Product"', b"schema.org/Product", b"og:price", b"product:price"),
+    "article": (b"NewsArticle", b"BlogPosting", b'"Article"', b"schema.org/Article", b'content="article"'),
+    "list": (b"CollectionPage", b"ItemList", b"SearchResultsPage"),
+}
+# What is looked for before licences are.
+LICENCE_WORDS, LICENCE_KEY, DEED_HOST = (b"icense", b"icence"), (b'"license"',), (b"creativecommons.org/",)
+MENTIONS = tuple(word for words in (*KINDS.values(), LICENCE_WORDS, LICENCE_KEY, DEED_HOST) for word in words)
+NEEDLES = needles(MENTIONS)
+
+
+def mention_bits(words: tuple[bytes, ...]) -> int:
+    """The bits that stand for some of `MENTIONS`."""
+    return sum(1 << MENTIONS.index(word) for word in words)
+
 
 # What a tag is to the writer.
 ROLES = np.zeros(ROOT + 1, np.int32)
