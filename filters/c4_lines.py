@@ -11,7 +11,7 @@ import numpy as np
 
 from filters.c4 import CITATIONS, FEWEST_WORDS, LONGEST_WORD, POLICIES, TERMINAL
 from kernels.characters import DECIMAL, SPACE
-from kernels.lines import ends_in_dots, line_end, next_line, strip
+from kernels.lines import begins_with, ends_in_dots, line_end, next_line, strip
 from kernels.words import IS_PUNCTUATION, IS_TERMINAL, Words, exceptions, split_into
 
 COLUMNS = ("sentences", "lorem_ipsum", "curly_bracket", "any_sentences", "any_lorem_ipsum", "any_curly_bracket")
@@ -24,7 +24,7 @@ _PHRASES = ("lorem ipsum", "javascript", *POLICIES)  # a line's phrases are bits
 def count_c4(codes: np.ndarray, bits: np.ndarray, rows: np.ndarray, modes: np.ndarray, words: Words) -> dict[str, np.ndarray]:
     """int64 [R] per name of `COLUMNS`; the arguments are those of `kernels.words.split_words`, and its result."""
     counts = np.zeros((len(rows) - 1, len(COLUMNS)), np.int64)
-    _count(codes, bits, rows, modes, words.rows, words.starts, words.flags, *_texts(CITATIONS), *_texts(_PHRASES), *exceptions(), counts)
+    _count(codes, bits, rows, modes, words.rows, words.starts, words.flags, *_texts(CITATIONS), *_texts(_PHRASES), _first_letters(), *exceptions(), counts)
     return dict(zip(COLUMNS, counts.T, strict=True))
 
 
@@ -37,8 +37,17 @@ def _texts(texts: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     return padded, np.array(list(map(len, texts)), np.int64)
 
 
+@cache
+def _first_letters() -> np.ndarray:
+    """int64 [128]: the phrases, as bits, that begin with an ASCII character; few characters begin any."""
+    letters = np.zeros(128, np.int64)
+    for k, phrase in enumerate(_PHRASES):
+        letters[ord(phrase[0])] |= 1 << k
+    return letters
+
+
 @numba.njit(cache=True, nogil=True)
-def _count(codes, bits, rows, modes, word_rows, word_starts, word_flags, citations, citation_lengths, phrases, phrase_lengths, abbreviations, units, counts):
+def _count(codes, bits, rows, modes, word_rows, word_starts, word_flags, citations, citation_lengths, phrases, lengths, letters, abbreviations, units, counts):
     for r in range(len(rows) - 1):
         start, end, word = rows[r], rows[r + 1], word_rows[r]
         while start < end:
@@ -50,10 +59,10 @@ def _count(codes, bits, rows, modes, word_rows, word_starts, word_flags, citatio
             if _is_candidate(bits, a, b):
                 cut_codes, cut_bits = _cut_citations(codes, bits, a, b, citations, citation_lengths)
                 if len(cut_codes) == b - a:
-                    _count_line(codes, bits, a, b, _count_sentences(word_flags, first, word), phrases, phrase_lengths, counts[r])
+                    _count_line(codes, bits, a, b, _count_sentences(word_flags, first, word), phrases, lengths, letters, counts[r])
                 else:
                     sentences = _split_and_count_sentences(cut_codes, cut_bits, modes[r], abbreviations, units)
-                    _count_line(cut_codes, cut_bits, 0, len(cut_codes), sentences, phrases, phrase_lengths, counts[r])
+                    _count_line(cut_codes, cut_bits, 0, len(cut_codes), sentences, phrases, lengths, letters, counts[r])
             start = next_line(codes, stop, end)
 
 
@@ -97,22 +106,14 @@ def _citation_length(codes, bits, start, end, citations, lengths):
     if i < end and codes[i] == _CLOSE:
         return i + 1 - start
     for k in range(len(lengths)):
-        if _begins_with(codes, start, end, citations[k], lengths[k]):
+        if begins_with(codes, start, end, citations[k], lengths[k]):
             return lengths[k]
     return 0
 
 
 @numba.njit(cache=True, nogil=True)
-def _begins_with(codes, start, end, text, length):
-    k = 0
-    while k < length and start + k < end and codes[start + k] == text[k]:
-        k += 1
-    return k == length
-
-
-@numba.njit(cache=True, nogil=True)
-def _count_line(codes, bits, start, end, sentences, phrases, phrase_lengths, counts):
-    found, curly = _find(codes, start, end, phrases, phrase_lengths)
+def _count_line(codes, bits, start, end, sentences, phrases, lengths, letters, counts):
+    found, curly = _find(codes, start, end, phrases, lengths, letters)
     ended = end > start and codes[end - 1] in _ENDINGS and not ends_in_dots(codes, start, end)
     for strict in range(2):
         if strict and not ended:
@@ -127,14 +128,17 @@ def _count_line(codes, bits, start, end, sentences, phrases, phrase_lengths, cou
 
 
 @numba.njit(cache=True, nogil=True)
-def _find(codes, start, end, phrases, lengths):
+def _find(codes, start, end, phrases, lengths, letters):
     """Which phrases the lower-cased span holds, as bits, and whether it holds a curly bracket."""
     found, curly = 0, False
     for i in range(start, end):
         code = _lower(codes[i])
         curly = curly or code == _CURLY
+        begun = letters[code] & ~found if code < 128 else 0
+        if begun == 0:
+            continue
         for k in range(len(lengths)):
-            if code == phrases[k, 0] and i + lengths[k] <= end and not found >> k & 1:
+            if begun >> k & 1 and i + lengths[k] <= end:
                 same = 1
                 while same < lengths[k] and _lower(codes[i + same]) == phrases[k, same]:
                     same += 1

@@ -15,6 +15,7 @@ from filters.c4 import CITATION, FEWEST_WORDS, LONG_LINE, LONGEST_WORD, POLICY, 
 from filters.fineweb import SHORT_LINE
 from filters.words import split_words
 from kernels.characters import LIMIT, TERMINALS
+from kernels.code_lines import BEGINNINGS
 
 _TERMINAL = regex.compile(TERMINALS)
 
@@ -121,3 +122,15 @@ def fineweb(text: str, words: list[str]) -> dict[str, float]:
         "digits": sum(map(str.isdecimal, text)) / len(text),
         "uppercase": sum(map(str.isupper, text)) / len(text),
     }
+
+
+def is_code(line: str) -> bool:
+    """Does a line look like program code: by how it begins, or by how it ends?"""
+    text = line.strip()
+    in_name = lambda character: character.isalpha() or character.isdecimal() or character == "_"
+    if line.lstrip().startswith(BEGINNINGS) or re.match(r"(?:for|if)\s*\(|from \S+ import ", line.lstrip()):
+        return True
+    if text.startswith("return") and not in_name(text[6:7] or " "):
+        return True
+    call = text.endswith(")") and any(a == "(" and in_name(before) for before, a in zip(text, text[1:-1]))
+    return text.endswith((";", "{", "}")) or call

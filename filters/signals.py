@@ -5,7 +5,6 @@ in compiled passes over the code points of the whole batch (`filters.reference` 
 numbers of the thing named, characters are code points. The rules that read them cite their papers in their own files.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -23,11 +22,11 @@ from filters.pages import Pages, Source, counts, shares
 from filters.pii import PII_TYPES
 from filters.shares import SHARES
 from filters.toxicity import TOXICITY_TYPES
+from kernels.code_lines import count_code_lines
 from kernels.lines import count_lines
 from kernels.words import HAS_LETTER, HAS_WORDY, count_distinct, hash_word
 
 BATCH_CHARACTERS = 1 << 20  # measured at once, or one longer text: what is held in memory is some 30 bytes a character
-_CODE = re.compile(r"^\s*(?:def |class |import |from \S+ import |#include|public |private |return\b|for\s*\(|if\s*\(|\$ |>>> )|[;{}]\s*$|\w+\(.*\)\s*$")
 
 _COUNTS = ("characters", "words", "lines", "stop_words", "c4_sentences", "c4_lorem_ipsum", "c4_curly_bracket")
 _COUNTS += ("c4_any_sentences", "c4_any_lorem_ipsum", "c4_any_curly_bracket", "long_lines")
@@ -90,8 +89,8 @@ def _stop_words(pages: Pages) -> np.ndarray:
     return found
 
 
-def _code(pages: Pages) -> dict[str, list[float]]:
-    return {"code_lines": [sum(_CODE.search(line[:400]) is not None for line in lines) / max(len(lines), 1) for lines in pages.lines]}
+def _code(pages: Pages) -> dict[str, np.ndarray]:
+    return {"code_lines": _share(*count_code_lines(pages.codes, pages.bits, pages.rows))}
 
 
 CORE = Source(counts(*_COUNTS) | shares(*_SHARES), _core)

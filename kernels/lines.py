@@ -170,3 +170,12 @@ def _count_lines(codes, bits, begin, end, counts):
 @numba.njit(cache=True, nogil=True)
 def ends_in_dots(codes, start, end):
     return end - start >= 3 and codes[end - 1] == _STOP and codes[end - 2] == _STOP and codes[end - 3] == _STOP
+
+
+@numba.njit(cache=True, nogil=True)
+def begins_with(codes, start, end, text, length):
+    """Does the span begin with the first `length` code points of `text`?"""
+    k = 0
+    while k < length and start + k < end and codes[start + k] == text[k]:
+        k += 1
+    return k == length

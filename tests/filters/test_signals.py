@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from filters.ngrams import count_ngrams
-from filters.reference import signals_of
-from filters.signals import CORE, measure, measure_one
+from filters.reference import is_code, signals_of
+from filters.signals import CODE, CORE, measure, measure_one
 from kernels.words import Words
 
 PIECES = list("aAbé9 '’.,-:/?#()\"{[]•%жกิ日本😀…。\ud800\0\x1c\t") + [" "] * 6 + ["\n", "\n", "\n\n", "\r\n", "\u2028", "\v", "...", "Don't ", "the ", "of ", "und "]
@@ -33,6 +33,18 @@ def agree(texts, languages):
 @given(PAGES)
 def test_the_compiled_signals_are_the_reference(pages):
     agree([text for text, _ in pages], [language for _, language in pages])
+
+
+CODE_PIECES = ["def ", "class ", "import x", "#include", "$ ls", ">>> 1", "return", "returns", "from a import b", "from a  import b", "for (", "if\t(", "for x"]
+CODE_PIECES += [*";{}()_", " ", " ", "\u2003", "\n", "\n", "\r", "f(x)", "(x)", "a", "é", "３", "日", "\0"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(CODE_PIECES), max_size=25).map("".join), max_size=4))
+def test_lines_of_code_are_the_reference(texts):
+    for text, row in zip(texts, measure(texts, ["en"] * len(texts), sources=[CODE]).to_pylist(), strict=True):
+        lines = [line for line in text.split("\n") if line.strip()]
+        assert row["code_lines"] == pytest.approx(sum(map(is_code, lines)) / max(len(lines), 1), abs=1e-12), repr(text)
 
 
 def test_real_pages_in_many_languages(shared_data):
