@@ -14,6 +14,7 @@ from numba import njit
 from torch import Tensor
 
 from kernels.lanes import JIT, ROWS, flat, load, over_tiles, runs_here, sigmoid, store, tiles
+from kernels.triton.dispatch import twin
 
 
 def rms_norm_reference(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -33,12 +34,16 @@ def gated_rms_norm_reference(y: Tensor, z: Tensor, weight_D: Tensor, eps: float,
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """`rms_norm_reference`, compiled for float32 and bfloat16 on CPU."""
+    """`rms_norm_reference`, compiled for float32 and bfloat16 on CPU and GPU."""
+    if gpu := twin("norms", x, weight_D):
+        return gpu.rms_norm(x, weight_D, eps)
     return _RMSNorm.apply(x, weight_D, eps) if runs_here(x, weight_D) else rms_norm_reference(x, weight_D, eps)
 
 
 def gated_rms_norm(y: Tensor, z: Tensor, weight_D: Tensor, eps: float, groups: int) -> Tensor:
     """`gated_rms_norm_reference`, compiled. z may be a slice of a wider tensor [B,L,*]; y is contiguous."""
+    if gpu := twin("norms", y, z, weight_D):
+        return gpu.gated_rms_norm(y, z, weight_D, eps, groups)
     if not runs_here(y, z, weight_D) or z.ndim != 3 or z.stride(2) != 1:
         return gated_rms_norm_reference(y, z, weight_D, eps, groups)
     return _GatedRMSNorm.apply(y, z, weight_D, eps, groups)
