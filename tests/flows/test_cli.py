@@ -10,7 +10,7 @@ from flows import cli
 from pipelines.errors import UserError
 
 VERBS = {
-    "demo", "curate", "select", "dedup", "dedup-spans", "dedup-semantic", "decontaminate", "bucket", "train-classifier", "tokenizer", "mix", "tokenize", "shards", "problems", "generate",
+    "demo", "curate", "select", "compare-recipes", "dedup", "dedup-spans", "dedup-semantic", "decontaminate", "bucket", "train-classifier", "tokenizer", "mix", "tokenize", "shards", "problems", "generate",
     "pretrain", "sft", "rl", "eval", "serve", "why", "trace", "report", "forget", "card", "flow",
 }  # fmt: skip
 
