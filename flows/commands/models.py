@@ -165,29 +165,42 @@ def serve(
     name: Annotated[str | None, typer.Option("--name", help="The name the model answers to; its folder's without.")] = None,
     slots: Annotated[int, typer.Option("--slots", min=1, help="Sequences written at once.")] = 64,
     max_length: Annotated[int, typer.Option("--max-length", min=2, help="Tokens of prompt and answer together.")] = 1024,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="New tokens a request may ask for; as many as fit without.")] = None,
+    queue: Annotated[int, typer.Option("--queue", min=0, help="Sequences that may wait for a slot; beyond it clients get 429.")] = 256,
+    max_body: Annotated[int, typer.Option("--max-body", min=1, help="Bytes of a request's body.", metavar="BYTES")] = 4 << 20,
+    key_env: Annotated[str, typer.Option("--api-key-env", help="Environment variable with the key clients must send; unset: no key.", metavar="NAME")] = "GRISTMILL_API_KEY",
+    drain: Annotated[int, typer.Option("--drain", min=0, help="Seconds that running requests have to end in when the server is told to stop.")] = 60,
     quiet: Quiet = False,
 ) -> None:
-    """Serve a model over an OpenAI-compatible API (/v1/chat/completions, /v1/completions, /v1/models).
+    """Serve a model over an OpenAI-compatible API (/v1/chat/completions, /v1/completions, /v1/models), with /health and /metrics (Prometheus).
 
-    Example:
+    Streaming, logprobs, seeds, stop strings, thinking as `reasoning_content` and `thinking_budget` work with the official clients. On SIGTERM or Ctrl-C
+    no new connection is taken, and what is being written is finished.
+
+    Examples:
 
         gristmill serve runs/first/rl/model --port 8000
+
+        GRISTMILL_API_KEY=secret gristmill serve runs/first/rl/model --host 0.0.0.0 --queue 32 --max-tokens 512
     """
+    import os
     from pathlib import Path
 
     import uvicorn
 
     from flows.console import err
     from model.engine import Engine
-    from model.engine.server import create_app
+    from model.serving import Limits, create_app
     from training.setup import load_model
 
     lm, tokenizer = load_model(model)
     lm.eval()
     label = name or Path(model).resolve().name
+    app = create_app(Engine(lm, tokenizer, max_slots=slots, max_length=max_length), label, limits=Limits(body_bytes=max_body, tokens=max_tokens, queue=queue),
+                     key=os.environ.get(key_env) or None)
     if not quiet:
         err.print(f"{label} at http://{host}:{port}/v1 (Ctrl-C stops)", markup=False)
-    uvicorn.run(create_app(Engine(lm, tokenizer, max_slots=slots, max_length=max_length), label), host=host, port=port, log_level="warning")
+    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=drain)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from model import HybridConfig, HybridLM, chat
 from model.engine import Engine, SamplingParams
-from model.engine.server import create_app
+from model.serving import create_app
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def engine() -> Engine:
 
 @pytest.fixture(scope="module")
 def client(engine):
-    with TestClient(create_app(engine, model="toy")) as client:
+    with TestClient(create_app(engine, "toy")) as client:
         yield client
 
 

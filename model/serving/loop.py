@@ -1,0 +1,128 @@
+"""The thread that owns the engine, and how the event loop talks to it.
+
+Jobs (start a request, cancel one) arrive through a queue that is drained between two steps: a lock held while stepping would starve whoever wants to hand
+one over. What a step wrote goes back in one wake-up of the event loop, however many clients read along. Everything that touches the engine or its
+tokenizer runs on this thread, so neither needs a lock.
+"""
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+
+from model.engine import Delta, Engine, Request, SamplingParams
+
+
+class EngineFailure(Exception):
+    """The engine broke; nothing can be answered any more."""
+
+
+class Ticket:
+    """One request as its client sees it: deltas until every sample has ended. `prompt_tokens` is known once `started`."""
+
+    def __init__(self, samples: int) -> None:
+        self.left, self.request, self.prompt_tokens = samples, None, 0
+        self.begun = time.monotonic()
+        self.news: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()
+        self.request: Request | None
+
+    async def started(self) -> None:
+        """Returns when the engine has taken the request. Raises its ValueError if it cannot be run, EngineFailure if the engine is broken."""
+        first = await self.news.get()
+        if first is not None:
+            raise first
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        while self.left:
+            news = await self.news.get()
+            if isinstance(news, Exception):
+                raise news
+            self.left -= news.finish_reason is not None
+            yield news
+
+
+class EngineLoop:
+    """Owns `engine` from `start` to `stop`. `open` counts samples handed over and not ended: what the engine holds, running or waiting."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.open = 0
+        self.seconds = 1.0  # a request's usual duration, a moving average: what Retry-After is reckoned from
+        self.failure: str | None = None
+        self.inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.tickets: dict[Request, Ticket] = {}
+        self.thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self.events = asyncio.get_running_loop()
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.inbox.put(None)
+        self.thread.join()
+
+    @property
+    def waiting(self) -> int:
+        return max(0, self.open - self.engine.max_slots)
+
+    def submit(self, prompt: Callable[[], str | list[int]], params: SamplingParams) -> Ticket:
+        """Hand over a request; `prompt` is called on the engine's thread, where the tokenizer lives."""
+        ticket = Ticket(params.n)
+        self.open += params.n
+        self.inbox.put(lambda: self._begin(ticket, prompt, params))
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Stop what is not finished; its slots are free before the next step."""
+        if ticket.left:
+            self.inbox.put(lambda: ticket.request and self.engine.cancel(ticket.request))
+
+    # ---- on the engine's thread
+
+    def _run(self) -> None:
+        while True:
+            while not self.inbox.empty() or not self.engine.busy or self.failure:
+                job = self.inbox.get()
+                if job is None:
+                    return
+                job()
+            try:
+                deltas = self.engine.step()
+            except Exception as error:  # every client must hear of it; /health says so from then on
+                self.failure = f"{type(error).__name__}: {error}"
+                self._send([(ticket, EngineFailure(self.failure)) for ticket in self.tickets.values()])
+                self.tickets.clear()
+                continue
+            self._send([(self.tickets[delta.request], delta) for delta in deltas])
+            for delta in deltas:
+                if delta.request.finished:
+                    self.tickets.pop(delta.request, None)
+
+    def _begin(self, ticket: Ticket, prompt: Callable[[], str | list[int]], params: SamplingParams) -> None:
+        if self.failure:
+            return self._send([(ticket, EngineFailure(self.failure))])
+        try:
+            ticket.request = self.engine.submit(prompt(), params)
+        except ValueError as error:
+            return self._send([(ticket, error)])
+        ticket.prompt_tokens = len(ticket.request.output.prompt_token_ids)
+        self.tickets[ticket.request] = ticket
+        self._send([(ticket, None)])
+
+    def _send(self, news: list[tuple[Ticket, Delta | Exception | None]]) -> None:
+        if news and not self.events.is_closed():
+            self.events.call_soon_threadsafe(self._deliver, news)
+
+    # ---- on the event loop
+
+    def _deliver(self, news: list[tuple[Ticket, Delta | Exception | None]]) -> None:
+        for ticket, item in news:
+            if isinstance(item, Exception):
+                self.open -= ticket.left
+            elif item is not None and item.finish_reason is not None:
+                self.open -= 1
+                if item.finish_reason != "abort":
+                    self.seconds += 0.1 * (time.monotonic() - ticket.begun - self.seconds)
+            ticket.news.put_nowait(item)
