@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from model_speed import SHAPE, best, theirs  # noqa: E402
+from model_speed import SHAPE, best, theirs
 
-from model import HybridConfig, HybridLM  # noqa: E402
-from model.engine import Engine, SamplingParams  # noqa: E402
+from model import HybridConfig, HybridLM
+from model.engine import Engine, SamplingParams
 
 
 def blank_tokenizer():
@@ -67,7 +67,8 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--profile", action="store_true", help="where the engine's time goes, without the peer")
     arguments = parser.parse_args()
-    print(f"threads {torch.get_num_threads()}\n\n| batch | dtype | transformers tokens/s | gristmill tokens/s | ratio | tokens equal |\n|---|---|---|---|---|---|")
+    print(f"threads {torch.get_num_threads()}\n")
+    print("| batch | dtype | transformers tokens/s | gristmill tokens/s | ratio | tokens equal |\n|---|---|---|---|---|---|")
     for dtype in arguments.dtype:
         for batch in arguments.batch:
             compare(batch, getattr(torch, dtype), arguments.passes, arguments.prompt, arguments.new, arguments.profile)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels import experts_step
+
 Gemm = Callable[[Tensor, Tensor], Tensor]
 DENSE_EXPERTS, DENSE_PRODUCTS = 16, 1024  # up to that many experts, and (token, expert) pairs: one batched product over all beats a loop (decoding)
 
@@ -53,6 +55,8 @@ def experts(x_TL: Tensor, up_EML: Tensor, down_ELM: Tensor, index_TK: Tensor, we
     """
     tokens, choices = index_TK.shape
     count = up_EML.shape[0]
+    if gemm is F.linear and not torch.is_grad_enabled() and experts_step.fits(x_TL, up_EML, down_ELM):
+        return experts_step.experts_step(x_TL, up_EML, down_ELM, index_TK, weight_TK)
     if count <= DENSE_EXPERTS and tokens * count <= DENSE_PRODUCTS and gemm is F.linear and not torch.is_grad_enabled():
         return _experts_dense(x_TL, up_EML, down_ELM, index_TK, weight_TK)
     flat = index_TK.reshape(-1)

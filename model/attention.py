@@ -13,6 +13,8 @@ from model.cache import KeyValues, Step
 from model.config import HybridConfig
 from model.linear import Linear
 
+FEW = 16  # new positions up to which one masked product over the whole context is cheapest (decoding, checking guesses)
+
 
 class Attention(nn.Module):
     def __init__(self, config: HybridConfig) -> None:
@@ -64,12 +66,36 @@ def _attend_cached(q_BHTD: Tensor, k_BJSD: Tensor, v_BJSD: Tensor, step: Step) -
     batch, heads, length, width = q_BHTD.shape
     kv_heads = k_BJSD.shape[1]
     repeat = heads // kv_heads
+    if length > FEW and q_BHTD.device.type == "cpu":
+        rows = [slice(None)] if bool((step.start_B == step.start_B[0]).all()) else [slice(b, b + 1) for b in range(batch)]
+        return torch.cat([_attend_behind(q_BHTD[r], k_BJSD[r], v_BJSD[r], int(step.start_B[r][0])) for r in rows])
     if step.mask is None:
         query_BT = step.start_B[:, None] + torch.arange(length)
         mask_BTS = torch.arange(step.reach) <= query_BT[..., None]
         step.mask = mask_BTS[:, None] if length == 1 else mask_BTS[:, None, None].expand(-1, -1, repeat, -1, -1).reshape(batch, 1, repeat * length, -1)
     q_BJXD = q_BHTD.reshape(batch, kv_heads, repeat * length, width)
     return F.scaled_dot_product_attention(q_BJXD, k_BJSD, v_BJSD, attn_mask=step.mask).view(batch, heads, length, width)
+
+
+def _attend_behind(q_BHTD: Tensor, k_BJSD: Tensor, v_BJSD: Tensor, start: int) -> Tensor:
+    """A chunk at positions start, start+1, ... of every row: all that came before, unmasked, then the chunk itself, causal, weighed by their sums.
+
+    A mask over both would take chunk x context bytes, gigabytes where the context is long. Padded queries come out undefined."""
+    batch, heads, length, width = q_BHTD.shape
+    kv_heads = k_BJSD.shape[1]
+    repeat = heads // kv_heads
+    own_k, own_v = (t[:, :, start:start + length] for t in (k_BJSD, v_BJSD))
+    if own_k.shape[2] < length:  # rows end before the padding does
+        own_k, own_v = (F.pad(t, (0, 0, 0, length - t.shape[2])) for t in (own_k, own_v))
+    own_k, own_v = (t.repeat_interleave(repeat, 1) for t in (own_k, own_v))
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # scaled_dot_product_attention's own kernel, which also tells its log sums
+    own_BHTD, own_BHT = attend(q_BHTD.contiguous(), own_k, own_v, is_causal=True)
+    if start == 0:
+        return own_BHTD
+    q_BJXD = q_BHTD.reshape(batch, kv_heads, repeat * length, width)
+    past_BJXD, past_BJX = attend(q_BJXD, k_BJSD[:, :, :start], v_BJSD[:, :, :start])
+    share_BHT1 = torch.sigmoid(past_BJX.reshape(batch, heads, length) - own_BHT)[..., None]
+    return torch.lerp(own_BHTD.float(), past_BJXD.view(batch, heads, length, width).float(), share_BHT1).to(q_BHTD.dtype)
 
 
 def document_mask(seq_idx_BT: Tensor) -> Tensor:

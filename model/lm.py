@@ -10,6 +10,7 @@ Shapes: B batch, T tokens, D hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -50,11 +51,12 @@ class HybridLM(nn.Module):
         return self.lm_head(self.hidden(input_ids_BT, seq_idx_BT=seq_idx_BT, cache=cache, slots=slots, lengths=lengths)).float()
 
     def hidden(self, input_ids_BT: Tensor, *, seq_idx_BT: Tensor | None = None, cache: Cache | None = None,
-               slots: Sequence[int] | Tensor | None = None, lengths: Sequence[int] | Tensor | None = None) -> Tensor:
+               slots: Sequence[int] | Tensor | None = None, lengths: Sequence[int] | Tensor | None = None, tentative: bool = False) -> Tensor:
         """Hidden states [B,T,D] after the final norm, in `compute_dtype`: what the head reads.
 
         `seq_idx` numbers the documents packed in each row; none sees another. With `cache`, the tokens are appended to rows `slots` of it (0..B-1 by
         default); rows are padded at the right, `lengths` counts their real tokens (T by default), and what comes out at padding is undefined.
+        After a `tentative` call, `cache.accept` says how many of each row's tokens stay.
         """
         x_BTD = self.embed(input_ids_BT)
         if cache is None:
@@ -66,7 +68,7 @@ class HybridLM(nn.Module):
             return self.norm_f(x_BTD)
         if seq_idx_BT is not None:
             raise ValueError("packed documents (seq_idx) cannot be appended to a cache: give each its own slot")
-        step = Step(cache, *input_ids_BT.shape, slots, lengths)
+        step = Step(cache, *input_ids_BT.shape, slots, lengths, tentative)
         for layer, state in zip(self.layers, cache.layers):
             x_BTD = layer(x_BTD, state=state, step=step)
         step.close(cache)
@@ -86,6 +88,17 @@ class HybridLM(nn.Module):
             h_BTD = self.mtp(h_BTD, ahead_BTD, seq_idx_BT=seq_idx_BT, mask=mask)
             outputs.append(h_BTD)
         return outputs
+
+    def draft_cache(self, slots: int, max_length: int) -> Cache:
+        """A cache for the MTP block's own layers, for `draft_hidden`."""
+        return Cache(replace(self.config, pattern=self.config.mtp_pattern), slots, max_length, self.compute_dtype)
+
+    def draft_hidden(self, h_BTD: Tensor, ahead_BT: Tensor, cache: Cache, *, slots: Sequence[int], lengths: Sequence[int] | Tensor | None = None) -> Tensor:
+        """The MTP block over hidden states and the tokens one further on, appended to its own cache; [B,T,D], ready for `lm_head`."""
+        step = Step(cache, *ahead_BT.shape, slots, lengths)
+        h_BTD = self.mtp(h_BTD, self.embed(ahead_BT), cache=cache, step=step)
+        step.close(cache)
+        return h_BTD
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token embeddings in `compute_dtype`."""

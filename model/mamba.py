@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import conv, norms, ssd
+from kernels.ssd_draft import ssd_draft
 from model.cache import MambaState, Step
 from model.config import HybridConfig
 from model.linear import Linear
@@ -52,7 +53,12 @@ class Mamba(nn.Module):
         A_H = -torch.exp(self.A_log.float())
         if state is not None and step.ragged:
             dt = dt * step.valid_BT[..., None]  # a step of zero length leaves the state alone
-        if state is not None and length == 1 and not torch.is_grad_enabled():
+        if state is not None and step.tentative:
+            before = state.conv[step.rows]
+            x, B, C = self._split(conv.causal_conv(xBC, self.conv1d.weight.squeeze(1), self.conv1d.bias, state_BWC=before))
+            y, states = ssd_draft(x, dt, A_H, B, C, self.D, state.ssm, step.index_B)
+            state.tentative = torch.cat([before, xBC], 1), states
+        elif state is not None and length == 1 and not torch.is_grad_enabled():
             xBC = conv.causal_conv_step(xBC[:, 0], self.conv1d.weight.squeeze(1), self.conv1d.bias, state.conv, step.index_B, step.active_B)
             x, B, C = self._split(xBC)
             y = ssd.ssd_step(x, dt[:, 0], A_H, B, C, self.D, state.ssm, step.index_B)

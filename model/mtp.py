@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from model.cache import Cache, Step
 from model.config import HybridConfig
 from model.layer import Layer, RMSNorm
 from model.linear import Linear
@@ -25,12 +26,15 @@ class MTP(nn.Module):
         first.eh_proj = Linear(2 * width, width)
         last.final_layernorm = RMSNorm(width, eps)
 
-    def forward(self, h_BTD: Tensor, embedded_BTD: Tensor, *, seq_idx_BT: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """One depth: hidden states of the depth before and embeddings of the tokens one further on; the result is normed, ready for the head."""
+    def forward(self, h_BTD: Tensor, embedded_BTD: Tensor, *, seq_idx_BT: Tensor | None = None, mask: Tensor | None = None,
+                cache: Cache | None = None, step: Step | None = None) -> Tensor:
+        """One depth: hidden states of the depth before and embeddings of the tokens one further on; the result is normed, ready for the head.
+
+        With `cache` (of the block's own layers) the positions are appended to it, as `step` says."""
         first = self.layers[0]
         h_BTD = first.eh_proj(torch.cat([first.enorm(embedded_BTD), first.hnorm(h_BTD)], -1))
-        for layer in self.layers:
-            h_BTD = layer(h_BTD, seq_idx_BT=seq_idx_BT, mask=mask)
+        for layer, state in zip(self.layers, cache.layers if cache is not None else [None] * len(self.layers)):
+            h_BTD = layer(h_BTD, seq_idx_BT=seq_idx_BT, mask=mask, state=state, step=step)
         return self.layers[-1].final_layernorm(h_BTD)
 
 

@@ -42,6 +42,10 @@ class ThinkingBudget:
         self.count_S[slot] = len(prompt_ids) - opened - 1 if opened >= 0 else 0
         self.after_newline_S[slot] = bool(self.newline_V[prompt_ids[-1]])
 
+    def watching(self, slots_A: np.ndarray) -> np.ndarray:
+        """bool [A]: slots whose next token may yet be forced."""
+        return (self.phase_S[slots_A] == _BEFORE) | (self.phase_S[slots_A] == _THINKING)
+
     def forced(self, slots_A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(rows into slots_A, tokens): what these rows must write now instead of what they sampled."""
         over = self.count_S[slots_A] - self.budget_S[slots_A]

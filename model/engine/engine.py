@@ -10,24 +10,29 @@ the same arguments in the same order are equal bit for bit.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import closing
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from model import chat
 from model.cache import Cache
 from model.engine.budget import ThinkingBudget
 from model.engine.params import CompletionOutput, RequestOutput, SamplingParams
-from model.engine.scheduler import Scheduler, Sequence
+from model.engine.prefix import PrefixStore
+from model.engine.scheduler import PREFILL_TOKENS, Scheduler, Sequence
+from model.engine.speculate import Drafter
 from model.engine.stream import Delta, Request, TextReader
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from model.engine.grammar import Grammars
     from model.lm import HybridLM
 
 
@@ -35,14 +40,23 @@ class Engine:
     """Generates with a HybridLM in the dtype of its parameters.
 
     max_slots: sequences that run at once. max_length: tokens of prompt and sample together. seed: where requests without a seed of
-    their own draw from, in order of arrival. The cache is allocated at first use and kept; weights may change between calls."""
+    their own draw from, in order of arrival. The cache is allocated at first use and kept; weights may change between calls.
 
-    def __init__(self, lm: HybridLM, tokenizer: Tokenizer, *, max_slots: int = 64, max_length: int = 1024, seed: int = 0) -> None:
+    guesses: tokens guessed ahead by the model's MTP block, 0 for none; used only while it pays, unless `always_guess`. prefix_bytes: what may be
+    spent on remembering beginnings of prompts. memory: bytes of keys, values and states that running sequences may need in all; the others wait.
+    prefill_tokens: prompt tokens read in one step. None of these changes what is written."""
+
+    def __init__(self, lm: HybridLM, tokenizer: Tokenizer, *, max_slots: int = 64, max_length: int = 1024, seed: int = 0,
+                 guesses: int = 0, always_guess: bool = False, prefix_bytes: int = 0, memory: int | None = None, prefill_tokens: int = PREFILL_TOKENS) -> None:
+        if guesses and (lm.mtp is None or "M" in lm.config.mtp_pattern):
+            raise ValueError("speculative decoding needs a model with a multi-token-prediction block without Mamba layers")
+        self.guesses, self.always_guess, self.prefix_bytes, self.memory, self.prefill_tokens = guesses, always_guess, prefix_bytes, memory, prefill_tokens
         if max_slots < 1 or max_length < 2:
             raise ValueError(f"the engine needs at least 1 slot and a length of 2, not {max_slots} and {max_length}")
         self.lm, self.tokenizer, self.max_slots, self.max_length, self.seed = lm, tokenizer, max_slots, max_length, seed
         self.eos_ids = [i for i in map(tokenizer.token_to_id, (chat.EOS, chat.IM_END)) if i is not None]
         self._arrived = 0
+        self._stamp = -1  # of the weights
         self._readers: dict[Sequence, tuple[Request, TextReader]] = {}
 
     def generate(self, prompts: Seq[str | list[int]], params: SamplingParams | Seq[SamplingParams] | None = None) -> list[RequestOutput]:
@@ -59,6 +73,7 @@ class Engine:
             request = self.request(prompt, wanted)
             outputs.append(RequestOutput([*request[0].prompt_ids], [s.output for s in request], prompt if isinstance(prompt, str) else None))
             sequences += request
+        self._forget_old_weights()
         training = self.lm.training
         self.lm.eval()  # also drops weights cast for an earlier call
         try:
@@ -91,6 +106,7 @@ class Engine:
     def step(self) -> list[Delta]:
         """One step of the scheduler: what it added to submitted requests, those that ended (or were cancelled) included."""
         self.lm.eval()
+        self._forget_old_weights()
         ended = self.scheduler.step()
         self.write_texts(ended)
         deltas = []
@@ -151,8 +167,12 @@ class Engine:
         if params.thinking_budget is not None:
             self.scheduler.budget.enable(self.newline_V)
         limit = min(params.max_tokens, self.max_length - len(ids))
+        if self.memory is not None and self.scheduler.cache.bytes_of(len(ids) + limit) > self.memory:
+            raise ValueError(f"a prompt of {len(ids)} tokens and {limit} new ones need more memory than the engine may use ({self.memory} bytes)")
+        matcher = None if params.regex is None and params.json_schema is None else self.grammars.matcher(params.regex, params.json_schema)
         check = self._stop_check(params.stop) if params.stop else None
-        return [Sequence(ids, params, seed, limit, CompletionOutput(k), stop_check=check) for k in range(params.n)]
+        return [Sequence(ids, params, seed, limit, CompletionOutput(k), stop_check=check, matcher=matcher and matcher.copy())
+                for k in range(params.n)]
 
     def write_texts(self, sequences: list[Sequence]) -> None:
         """Fill in the text of finished sequences: without the token or string that stopped them."""
@@ -166,7 +186,39 @@ class Engine:
         end_thinking = self.tokenizer.token_to_id(chat.END_THINK)
         think = self.tokenizer.token_to_id(chat.THINK)
         budget = ThinkingBudget(self.max_slots, think if think is not None else -1, [end_thinking if end_thinking is not None else 0])
-        return Scheduler(self.lm, Cache(self.lm, self.max_slots, self.max_length), budget, self.eos_ids)
+        cache = Cache(self.lm, self.max_slots, self.max_length + self.guesses)
+        return Scheduler(self.lm, cache, budget, self.eos_ids, prefill_tokens=self.prefill_tokens, memory=self.memory,
+                         prefixes=PrefixStore(cache, self.prefix_bytes) if self.prefix_bytes else None,
+                         drafter=Drafter(self.lm, cache, self.guesses, always=self.always_guess) if self.guesses else None)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        from model.engine.grammar import Grammars  # only who wants structure loads the library
+
+        end = self.tokenizer.token_to_id(chat.IM_END)
+        if not self.eos_ids:
+            raise ValueError("structured output needs a tokenizer with an end token")
+        return Grammars(self.tokenizer, self.lm.config.vocab_size, end if end is not None else self.eos_ids[0])
+
+    def swap_weights(self, weights: Mapping[str, Tensor]) -> int:
+        """Replace parameters by name, between two steps; running sequences go on with the new ones (and the states the old ones left). Returns the
+        version that tokens written from now on carry. Raises ValueError if a name is unknown or a shape differs, before anything changes."""
+        own = self.lm.state_dict()
+        for name, tensor in weights.items():
+            if name not in own or own[name].shape != tensor.shape:
+                raise ValueError(f"{name}: no such parameter" if name not in own else f"{name}: shape {tuple(tensor.shape)}, not {tuple(own[name].shape)}")
+        with torch.no_grad():
+            for name, tensor in weights.items():
+                own[name].copy_(tensor)
+        self.scheduler.weights_version += 1
+        return self.scheduler.weights_version
+
+    def _forget_old_weights(self) -> None:
+        """Prefixes belong to the weights that read them; a trainer changes those in place, without a word."""
+        stamp = sum(p._version for p in self.lm.parameters())
+        if stamp != self._stamp and self.scheduler.prefixes:
+            self.scheduler.prefixes.clear()
+        self._stamp = stamp
 
     @cached_property
     def token_texts(self) -> list[str]:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +15,8 @@ class SamplingParams:
     seed: sample k of a request draws from the stream (seed, k), whatever else is in the batch; None takes a stream of the engine's.
     logprobs: also return the log-probability of each chosen token under the model itself (temperature 1, nothing truncated).
     thinking_budget: thinking tokens (counted from <think>) after which thinking is closed at the next newline, and in any case
-    `thinking_grace` tokens later; None leaves the model alone."""
+    `thinking_grace` tokens later; None leaves the model alone.
+    regex or json_schema: the whole sample matches it (unless max_tokens cuts it short)."""
 
     n: int = 1
     temperature: float = 1.0
@@ -28,6 +30,8 @@ class SamplingParams:
     logprobs: bool = False
     thinking_budget: int | None = None
     thinking_grace: int = 32
+    regex: str | None = None
+    json_schema: dict[str, Any] | str | None = None
 
     def __post_init__(self) -> None:
         checks = (
@@ -37,6 +41,7 @@ class SamplingParams:
             (self.top_k >= -1, f"top_k must be -1 or 0 (off) or more, not {self.top_k}"),
             (self.max_tokens >= 1, f"max_tokens must be at least 1, not {self.max_tokens}"),
             (self.thinking_budget is None or self.thinking_budget >= 0, f"thinking_budget must be 0 or more, not {self.thinking_budget}"),
+            (self.regex is None or self.json_schema is None, "give regex or json_schema, not both"),
             (self.thinking_grace >= 0, f"thinking_grace must be 0 or more, not {self.thinking_grace}"),
         )
         for ok, message in checks:
@@ -51,7 +56,8 @@ class SamplingParams:
 @dataclass
 class CompletionOutput:
     """One sample. text leaves out the stop token or stop string; token_ids keeps the stop token. finish_reason: "stop", "length"
-    or "abort". forced counts the tokens a thinking budget put in the model's mouth; forced_positions says where."""
+    or "abort". forced_positions: the tokens a thinking budget put in the model's mouth. weights_versions: for each token, how often the
+    engine's weights had been swapped when it was written (`Engine.swap_weights`)."""
 
     index: int
     text: str = ""
@@ -60,6 +66,7 @@ class CompletionOutput:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     forced_positions: list[int] = field(default_factory=list)
+    weights_versions: list[int] = field(default_factory=list)
 
 
 @dataclass

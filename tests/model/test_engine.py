@@ -4,54 +4,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from engine_oracle import SPACE, VOCABULARY, naive_greedy, prompts
 from scipy import stats
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from model import HybridConfig, HybridLM, chat
+from model import HybridConfig
 from model.engine import Engine, SamplingParams, sampling
 from model.engine.budget import ThinkingBudget
-
-VOCABULARY = 16 + 256
-NEWLINE, SPACE = 16 + 10, 16 + 32  # see tokenizer(): byte b is token 16 + b
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    """Special tokens, then one token a byte, in byte order."""
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    to_character = {}
-    for byte in range(256):
-        text = bytes([byte]).decode("latin-1")
-        # GPT-2's table: printable bytes stand for themselves, the others follow from U+0100
-        to_character[byte] = text
-    missing = [b for b in range(256) if to_character[b] not in alphabet]
-    to_character |= {b: chr(256 + i) for i, b in enumerate(missing)}
-    vocabulary = {token: i for i, token in enumerate(chat.SPECIAL_TOKENS)} | {to_character[b]: 16 + b for b in range(256)}
-    tok = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tok.decoder = decoders.ByteLevel()
-    tok.add_special_tokens(chat.SPECIAL_TOKENS)
-    assert tok.encode("a\n").ids == [16 + ord("a"), NEWLINE]
-    return tok
-
-
-@pytest.fixture(scope="module")
-def lm() -> HybridLM:
-    config = replace(HybridConfig.tiny(vocab_size=VOCABULARY), hidden_size=64, pattern="M*EM", mtp_depth=0, initializer_range=0.3)
-    return HybridLM(config, seed=5).eval()
-
-
-def prompts(count: int, seed: int = 0) -> list[list[int]]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(16, VOCABULARY, rng.integers(1, 20)).tolist() for _ in range(count)]
-
-
-def naive_greedy(lm, prompt: list[int], new: int) -> list[int]:
-    ids = list(prompt)
-    with torch.no_grad():
-        for _ in range(new):
-            ids.append(int(lm(torch.tensor([ids]))[0, -1].argmax()))
-    return ids[len(prompt):]
 
 
 def test_greedy_equals_full_forward_passes(lm, tokenizer):
@@ -152,7 +110,7 @@ class Scripted(torch.nn.Module):
         self.script, self.prompt_length, self.config = script, prompt_length, config
         self.lm_head = lambda h: h
 
-    def hidden(self, ids, *, cache, slots=None, lengths=None):
+    def hidden(self, ids, *, cache, slots=None, lengths=None, tentative=False):
         batch, width = ids.shape
         rows = list(range(batch)) if slots is None else slots
         new = torch.tensor([width] * batch if lengths is None else lengths)

@@ -1,0 +1,110 @@
+"""Speculative decoding with the model's own multi-token-prediction block (Megatron-LM mtp_utils_pytorch.py has the same loop).
+
+A round reads the last token and K guesses in one forward pass and chooses a token at each position, as plain decoding would; the guesses that were
+chosen stand, and the first that was not is replaced by what was. Nothing is weighed or rejected at random: position p of a sample always draws
+with the same uniform number, so a round writes the very tokens plain decoding writes, greedy or sampled, thinking budgets and stop strings included.
+The guesses draw with those same numbers, which makes them agree as often as the two distributions do.
+
+The block keeps keys and values of its own. Holes in them (rounds that did not speculate, prefixes that were not read again) cost a guess now and
+then, never a token: attention has no positions here, and every guess is checked.
+
+Shapes: A rows, T tokens read in a round, K guesses, S slots, D hidden size.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.cache import Cache
+
+
+class Drafter:
+    """Guesses of every slot, tokens_SK, and the draft block's cache."""
+
+    def __init__(self, lm, cache: Cache, guesses: int, *, always: bool = False) -> None:
+        self.lm, self.guesses = lm, guesses
+        self.cache = lm.draft_cache(cache.slots, cache.max_length + guesses)
+        self.tokens_SK = np.zeros((cache.slots, guesses), dtype=np.int64)
+        self.payoff = Payoff(always=always)
+
+    def read(self, slots: list[int], hidden_UTD: Tensor, ids_UT: Tensor, lengths: list[int]) -> None:
+        """Take in prompts (or pieces of them): the state at t with token t + 1."""
+        shorter = [max(0, n - 1) for n in lengths]
+        if max(shorter):
+            self.lm.draft_hidden(hidden_UTD[:, :-1], ids_UT[:, 1:], self.cache, slots=slots, lengths=shorter)
+
+    def guess(self, first: int, hidden_ATD: Tensor, tokens_AT: Tensor, counts_A: Tensor, choose: Callable[[Tensor, int], Tensor]) -> None:
+        """The guesses of slots first, first+1, ... after they wrote tokens_AT[:, :count], each the successor of a state in hidden_ATD.
+        `choose(logits_AV, i)` draws the i-th token from here as the sampler will."""
+        slots = range(first, first + len(counts_A))
+        every_A = torch.arange(len(counts_A))
+        hidden_AD = self.lm.draft_hidden(hidden_ATD, tokens_AT, self.cache, slots=slots, lengths=counts_A)[every_A, counts_A - 1]
+        lengths = self.cache.lengths[first:first + len(counts_A)].clone()
+        for i in range(self.guesses):
+            tokens_A = choose(self.lm.lm_head(hidden_AD).float(), i)
+            self.tokens_SK[first:first + len(counts_A), i] = tokens_A.numpy()
+            if i + 1 < self.guesses:
+                hidden_AD = self.lm.draft_hidden(hidden_AD[:, None], tokens_A[:, None], self.cache, slots=slots)[:, 0]
+        self.cache.lengths[first:first + len(counts_A)] = lengths  # what was only guessed is written over
+
+    def copy(self, source: list[int], target: list[int]) -> None:
+        self.cache.copy(source, target)
+        self.tokens_SK[target] = self.tokens_SK[source]
+
+
+class Payoff:
+    """Does a round earn what it costs? It writes `tokens` a row and takes as long as `cost` plain steps; guessing goes on while tokens > cost.
+
+    Both are measured while running (moving averages), apart for 1, 2-3, 4-7, ... sequences, for a pass over many rows is bound by arithmetic and
+    one over few by reading weights. The loser is tried again every PROBE steps. Times decide how fast tokens come, never which."""
+
+    FIRST, PROBE, WEIGHT = 6, 256, 0.15
+
+    def __init__(self, *, always: bool = False) -> None:
+        self.always = always
+        self.steps: dict[int, int] = {}
+        self.seconds: dict[tuple[int, bool], float] = {}  # (size, speculative) -> of one pass
+        self.written: dict[int, float] = {}  # size -> tokens a row and round
+        self.rounds = self.tokens = 0  # of all rows, for the acceptance length
+
+    @property
+    def acceptance_length(self) -> float:
+        """Tokens a row writes per round, 1 (no guess stood) to K + 1; nan before the first round."""
+        return self.tokens / self.rounds if self.rounds else float("nan")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether guessing pays at some size, or nobody knows yet: otherwise prompts need not be read for it."""
+        sizes = {size for size, _ in self.seconds}
+        return self.always or any(self.steps.get(size, 0) <= 2 * self.FIRST or self.pays(size) for size in sizes) or not sizes
+
+    def next(self, active: int) -> bool:
+        """Whether the next step should speculate."""
+        if self.always:
+            return True
+        size = active.bit_length()
+        step = self.steps[size] = self.steps.get(size, 0) + 1
+        if step <= 2 * self.FIRST:
+            return step <= self.FIRST
+        pays = self.pays(size)
+        return pays if step % self.PROBE >= 3 else not pays
+
+    def pays(self, size: int) -> bool:
+        plain, guessing = self.seconds.get((size, False)), self.seconds.get((size, True))
+        return plain is not None and guessing is not None and self.written[size] * plain > guessing
+
+    def note(self, active: int, guessed: bool, seconds: float, tokens: int) -> None:
+        """One step of `active` rows wrote `tokens` in all."""
+        size = active.bit_length()
+        _average(self.seconds, (size, guessed), seconds, self.WEIGHT)
+        if guessed:
+            _average(self.written, size, tokens / active, self.WEIGHT)
+            self.rounds += active
+            self.tokens += tokens
+
+
+def _average(values: dict, key, new: float, weight: float) -> None:
+    values[key] = new if key not in values else (1 - weight) * values[key] + weight * new
