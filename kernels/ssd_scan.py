@@ -1,8 +1,12 @@
 """The SSD recurrence itself, compiled: for the small states of small models it beats the chunked matmul form on a CPU.
 
 A state of N x P float32 fits the first-level cache, so one position costs two fused multiply-adds an element and no memory traffic, where the chunked
-form spends its time on masks, transposes and matrices too small to be fast. The backward keeps the state entering every CHUNK positions, runs each
-chunk forward again, and then walks it in reverse. `kernels.ssd.ssd` chooses between the two; same arguments, same results.
+form spends its time on masks, transposes and matrices too small to be fast. Both directions walk CHUNK positions at a time over float32 copies padded to
+whole vectors; four rows of the state stay in registers while a chunk's positions pass by. The backward keeps the state entering every chunk and, four rows
+at a time, runs the chunk forward again and walks it in reverse. `kernels.ssd.ssd` chooses between the two; same arguments, same results.
+
+The gradient of log decay needs no product over states: with G_t the whole gradient of h_t, a_t <G_t, h_{t-1}> is a running sum over later positions of
+dy·(y - D x) - dt x·dxdt, taken anew at each chunk's end, and cut where a document starts.
 
 Inside, states are stored [N, P]: the long loop then has no horizontal sums in the forward.
 """
@@ -15,9 +19,12 @@ from numba import njit
 from torch import Tensor
 
 from kernels.bits import in_spans
-from kernels.lanes import JIT, flat, load, runs_here
+from kernels.lanes import JIT, flat, load, runs_here, store
+from kernels.simd import fma, splat, vadd, vload, vmul, vstore, vsum8
 
-CHUNK = 16  # positions whose states are held at once in the backward: CHUNK x N x P float32 should stay in the second-level cache
+ROWS = 4  # rows of a state worked on at once
+LANES = 16
+CHUNK = 16  # positions between the states that are kept: ROWS x CHUNK x P float32 should stay in the first-level cache
 MOST_STATE = 4096  # N x P from which the chunked form wins
 
 
@@ -37,7 +44,7 @@ class Scan(torch.autograd.Function):
         needed = any(ctx.needs_input_grad)
         dt32, decay = _steps(dt, A, seq_idx)
         first = torch.zeros(batch, heads, size, width) if initial is None else initial.detach().float().transpose(2, 3).contiguous()
-        entering = torch.empty(batch, heads, chunks if needed else 1, size, width)
+        entering = torch.empty(batch, heads, chunks if needed else 0, _padded(size, ROWS) * _padded(width, LANES))
         y, last = torch.empty(batch, length, heads, width), torch.empty(batch, heads, size, width)
         D32 = D.detach().float()
         arrays = (t.numpy() for t in (dt32, decay, D32, first, entering, y, last))
@@ -45,25 +52,25 @@ class Scan(torch.autograd.Function):
         in_spans(lambda a, b: _forward(a, b, *args), batch * heads, x.numel() * size)
         ctx.has_initial = initial is not None
         if needed:
-            ctx.save_for_backward(x, dt, A, B, C, D, dt32, decay, entering)
+            ctx.save_for_backward(x, dt, A, B, C, D, dt32, decay, y, entering)
         return y, last.transpose(2, 3).contiguous()
 
     @staticmethod
     def backward(ctx, dy, dlast):
-        x, dt, A, B, C, D, dt32, decay, entering = ctx.saved_tensors
+        x, dt, A, B, C, D, dt32, decay, y, entering = ctx.saved_tensors
         batch, length, heads, width = x.shape
         groups, size = B.shape[2:]
         dy, dlast = dy.float().contiguous(), dlast.float().transpose(2, 3).clone(memory_format=torch.contiguous_format)
-        dx = torch.empty(batch, length, heads, width)
-        dB, dC = torch.zeros(batch, length, groups, size), torch.zeros(batch, length, groups, size)
+        dx = torch.empty(batch, length, heads, width, dtype=x.dtype)
+        dB, dC = (torch.empty(batch, length, groups, size, dtype=x.dtype) for _ in range(2))
         direct, through, dD = torch.empty(batch, length, heads), torch.empty(batch, length, heads), torch.empty(batch, heads)
-        arrays = (t.numpy() for t in (dt32, decay, D.detach().float(), entering, dy, dlast, dx, dB, dC, direct, through, dD))
-        args = (*_where(x, B, C), *arrays, heads // groups)
+        arrays = (t.numpy() for t in (dt32, decay, D.detach().float(), y, entering, dy, dlast, direct, through, dD))
+        args = (*_where(x, B, C), *arrays, flat(dx), flat(dB), flat(dC), heads // groups)
         in_spans(lambda a, b: _backward(a, b, *args), batch * groups, x.numel() * size)
         A32 = A.detach().float()
         dinitial = dlast.transpose(2, 3) if ctx.has_initial else None  # walked back in place to the first position
         ddt, dA = torch.addcmul(direct, through, A32), (through * dt32).sum((0, 1))
-        return (dx.to(x.dtype), ddt.to(dt.dtype), dA.to(A.dtype), dB.to(B.dtype), dC.to(C.dtype), dD.sum(0).to(D.dtype), dinitial, None)
+        return dx, ddt.to(dt.dtype), dA.to(A.dtype), dB, dC, dD.sum(0).to(D.dtype), dinitial, None
 
 
 def _steps(dt: Tensor, A: Tensor, seq_idx: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -79,93 +86,203 @@ def _where(x: Tensor, B: Tensor, C: Tensor) -> tuple:
     return flat(x), x.stride(0), x.stride(1), flat(B), B.stride(0), B.stride(1), flat(C), C.stride(0), C.stride(1)
 
 
+def _padded(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+# Scratch is flat: a state is [N', P'], a chunk's x, dy, ... are [CHUNK, P'] and its B and C [CHUNK, N'], with N' and P' padded by zeros, which
+# stay zero: padding needs no case of its own anywhere below.
+
+
+@njit(**JIT)
+def _widen(source, at, size, out, start):
+    """out[start:start+size] = source[at:at+size] in float32."""
+    row, target = source[at:at + size], out[start:start + size]
+    for i in range(size):
+        target[i] = load(row, i)
+
+
+@njit(**JIT)
+def _advance(state, count, steps, keep, keys, queries, out, size, width):
+    """`count` positions: state = keep state + key ⊗ step, and out += queryᵀ state after each."""
+    for n in range(0, size, ROWS):
+        for p in range(0, width, LANES):
+            at = n * width + p
+            s0, s1, s2, s3 = vload(state, at), vload(state, at + width), vload(state, at + 2 * width), vload(state, at + 3 * width)
+            for t in range(count):
+                k, q, row = t * size + n, t * size + n, t * width + p
+                decay, step, total = splat(keep[t]), vload(steps, row), vload(out, row)
+                s0 = fma(splat(keys[k]), step, vmul(s0, decay))
+                s1 = fma(splat(keys[k + 1]), step, vmul(s1, decay))
+                s2 = fma(splat(keys[k + 2]), step, vmul(s2, decay))
+                s3 = fma(splat(keys[k + 3]), step, vmul(s3, decay))
+                first = fma(splat(queries[q]), s0, total)
+                second = fma(splat(queries[q + 1]), s1, vmul(splat(queries[q + 2]), s2))
+                vstore(out, row, vadd(fma(splat(queries[q + 3]), s3, second), first))
+            vstore(state, at, s0)
+            vstore(state, at + width, s1)
+            vstore(state, at + 2 * width, s2)
+            vstore(state, at + 3 * width, s3)
+
+
+@njit(**JIT)
+def _dot(a, b, size):
+    total = np.float32(0.0)
+    for i in range(size):
+        total += a[i] * b[i]
+    return total
+
+
+@njit(**JIT)
+def _replay(state, n, held, count, steps, keep, keys, size, width):
+    """held[t + 1] = rows n..n+3 of the state after position t, from those of `state` in held[0]; small enough for the first-level cache."""
+    block = ROWS * width
+    for p in range(0, width, LANES):
+        at, here = n * width + p, p
+        s0, s1, s2, s3 = vload(state, at), vload(state, at + width), vload(state, at + 2 * width), vload(state, at + 3 * width)
+        for t in range(count):
+            k, decay, step = t * size + n, splat(keep[t]), vload(steps, t * width + p)
+            here += block
+            s0 = fma(splat(keys[k]), step, vmul(s0, decay))
+            s1 = fma(splat(keys[k + 1]), step, vmul(s1, decay))
+            s2 = fma(splat(keys[k + 2]), step, vmul(s2, decay))
+            s3 = fma(splat(keys[k + 3]), step, vmul(s3, decay))
+            vstore(held, here, s0)
+            vstore(held, here + width, s1)
+            vstore(held, here + 2 * width, s2)
+            vstore(held, here + 3 * width, s3)
+
+
+@njit(**JIT)
+def _reverse(slope, after, state, held, count, steps, keep, keys, queries, dy, dx, sums, size, width):
+    """The chunk backwards: slope = gradient of the state after each position; dx += keyᵀ slope; sums of four rows of dB and dC a vector.
+
+    Returns <state after the chunk, its gradient>.
+    """
+    block, none, end = ROWS * width, splat(np.float32(0.0)), np.float32(0.0)
+    for n in range(0, size, ROWS):
+        _replay(state, n, held, count, steps, keep, keys, size, width)
+        end += after * _dot(slope[n * width:n * width + block], held[count * block:(count + 1) * block], block)
+        for t in range(count - 1, -1, -1):
+            k, decay = t * size + n, splat(after if t == count - 1 else keep[t + 1])
+            k0, k1, k2, k3 = splat(keys[k]), splat(keys[k + 1]), splat(keys[k + 2]), splat(keys[k + 3])
+            q0, q1, q2, q3 = splat(queries[k]), splat(queries[k + 1]), splat(queries[k + 2]), splat(queries[k + 3])
+            b0, b1, b2, b3, c0, c1, c2, c3 = none, none, none, none, none, none, none, none
+            for p in range(0, width, LANES):
+                at, row, here = n * width + p, t * width + p, (t + 1) * block + p
+                above, step = vload(dy, row), vload(steps, row)
+                g0 = fma(q0, above, vmul(vload(slope, at), decay))
+                g1 = fma(q1, above, vmul(vload(slope, at + width), decay))
+                g2 = fma(q2, above, vmul(vload(slope, at + 2 * width), decay))
+                g3 = fma(q3, above, vmul(vload(slope, at + 3 * width), decay))
+                vstore(slope, at, g0)
+                vstore(slope, at + width, g1)
+                vstore(slope, at + 2 * width, g2)
+                vstore(slope, at + 3 * width, g3)
+                first = fma(k0, g0, vload(dx, row))
+                second = fma(k1, g1, vmul(k2, g2))
+                vstore(dx, row, vadd(fma(k3, g3, second), first))
+                b0, b1, b2, b3 = fma(g0, step, b0), fma(g1, step, b1), fma(g2, step, b2), fma(g3, step, b3)
+                c0, c1 = fma(vload(held, here), above, c0), fma(vload(held, here + width), above, c1)
+                c2, c3 = fma(vload(held, here + 2 * width), above, c2), fma(vload(held, here + 3 * width), above, c3)
+            cell = k // ROWS * LANES
+            vstore(sums, cell, vadd(vload(sums, cell), vsum8(b0, b1, b2, b3, c0, c1, c2, c3)))
+    return end
+
+
 @njit(**JIT)
 def _forward(begin, end, x, x_b, x_t, B, B_b, B_t, C, C_b, C_t, dt, decay, D, first, entering, y, last, groups, keep_states):
     heads, size, width = first.shape[1:]
+    rows, columns = (size + ROWS - 1) // ROWS * ROWS, (width + LANES - 1) // LANES * LANES
     length = dt.shape[1]
-    added = np.empty(width, np.float32)
+    keys, queries = np.zeros(CHUNK * rows, np.float32), np.zeros(CHUNK * rows, np.float32)
+    steps, out, keep = np.zeros(CHUNK * columns, np.float32), np.zeros(CHUNK * columns, np.float32), np.empty(CHUNK, np.float32)
+    state = np.zeros(rows * columns, np.float32)
     for task in range(begin, end):
         b, h = task // heads, task % heads
         g = h // (heads // groups)
-        state = last[b, h]
-        state[:] = first[b, h]
-        for t in range(length):
-            if keep_states and t % CHUNK == 0:
-                entering[b, h, t // CHUNK] = state
-            at, at_B, at_C = b * x_b + t * x_t + h * width, b * B_b + t * B_t + g * size, b * C_b + t * C_t + g * size
-            xs, keys, queries, out = x[at:at + width], B[at_B:at_B + size], C[at_C:at_C + size], y[b, t, h]
-            step, keep = dt[b, t, h], decay[b, t, h]
-            for p in range(width):
-                out[p] = D[h] * load(xs, p)
-            for p in range(width):
-                added[p] = step * load(xs, p)
-            for n in range(size):
-                row, key, query = state[n], load(keys, n), load(queries, n)
-                for p in range(width):
-                    value = row[p] * keep + key * added[p]
-                    row[p] = value
-                    out[p] += query * value
+        for n in range(size):
+            state[n * columns:n * columns + width] = first[b, h, n]
+        for start in range(0, length, CHUNK):
+            count = min(CHUNK, length - start)
+            if keep_states:
+                entering[b, h, start // CHUNK] = state
+            for i in range(count):
+                t = start + i
+                _widen(B, b * B_b + t * B_t + g * size, size, keys, i * rows)
+                _widen(C, b * C_b + t * C_t + g * size, size, queries, i * rows)
+                _widen(x, b * x_b + t * x_t + h * width, width, out, i * columns)
+                keep[i] = decay[b, t, h]
+                row, step = out[i * columns:(i + 1) * columns], steps[i * columns:(i + 1) * columns]
+                for p in range(columns):
+                    step[p] = dt[b, t, h] * row[p]
+                for p in range(columns):
+                    row[p] *= D[h]
+            _advance(state, count, steps, keep, keys, queries, out, rows, columns)
+            for i in range(count):
+                y[b, start + i, h] = out[i * columns:i * columns + width]
+        for n in range(size):
+            last[b, h, n] = state[n * columns:n * columns + width]
 
 
 @njit(**JIT)
-def _backward(begin, end, x, x_b, x_t, B, B_b, B_t, C, C_b, C_t, dt, decay, D, entering, dy, dlast, dx, dB, dC, direct, through, dD, repeat):
+def _backward(begin, end, x, x_b, x_t, B, B_b, B_t, C, C_b, C_t, dt, decay, D, y, entering, dy, dlast, direct, through, dD, dx, dB, dC, repeat):
     heads, size, width = dlast.shape[1:]
-    groups, length = heads // repeat, dt.shape[1]
-    states = np.empty((CHUNK + 1, size, width), np.float32)
-    xs, added = np.empty((CHUNK, width), np.float32), np.empty((CHUNK, width), np.float32)
+    rows, columns = (size + ROWS - 1) // ROWS * ROWS, (width + LANES - 1) // LANES * LANES
+    groups, length, whole = heads // repeat, dt.shape[1], rows * columns
+    slopes, held = np.zeros((repeat, whole), np.float32), np.empty((CHUNK + 1) * ROWS * columns, np.float32)
+    keys, queries = np.zeros(CHUNK * rows, np.float32), np.zeros(CHUNK * rows, np.float32)
+    xs, steps = np.zeros(CHUNK * columns, np.float32), np.zeros(CHUNK * columns, np.float32)
+    above, into, keep = np.zeros(CHUNK * columns, np.float32), np.empty(CHUNK * columns, np.float32), np.empty(CHUNK, np.float32)
+    sums = np.empty(CHUNK * rows // ROWS * LANES, np.float32)
     for task in range(begin, end):
         b, g = task // groups, task % groups
-        for h in range(g * repeat, (g + 1) * repeat):
-            slope = dlast[b, h]         # gradient of the state after position t, without what position t's own output adds
-            after = np.float32(1.0)     # the decay it still has to pass
-            skip = np.float32(0.0)
-            for k in range((length + CHUNK - 1) // CHUNK - 1, -1, -1):
-                start, stop = k * CHUNK, min((k + 1) * CHUNK, length)
-                states[0] = entering[b, h, k]
-                for i in range(stop - start):
+        for r in range(repeat):
+            dD[b, g * repeat + r] = np.float32(0.0)
+            for n in range(size):
+                slopes[r, n * columns:n * columns + width] = dlast[b, g * repeat + r, n]
+        for k in range((length + CHUNK - 1) // CHUNK - 1, -1, -1):
+            start, stop = k * CHUNK, min((k + 1) * CHUNK, length)
+            count = stop - start
+            for i in range(count):
+                _widen(B, b * B_b + (start + i) * B_t + g * size, size, keys, i * rows)
+                _widen(C, b * C_b + (start + i) * C_t + g * size, size, queries, i * rows)
+            sums[:] = np.float32(0.0)
+            for r in range(repeat):
+                h = g * repeat + r
+                for i in range(count):
                     t = start + i
-                    at, at_B = b * x_b + t * x_t + h * width, b * B_b + t * B_t + g * size
-                    source, keys, x_row, add_row = x[at:at + width], B[at_B:at_B + size], xs[i], added[i]
-                    step, keep = dt[b, t, h], decay[b, t, h]
-                    for p in range(width):
-                        x_row[p] = load(source, p)
-                    for p in range(width):
-                        add_row[p] = step * x_row[p]
-                    for n in range(size):
-                        old, new, key = states[i, n], states[i + 1, n], load(keys, n)
-                        for p in range(width):
-                            new[p] = old[p] * keep + key * add_row[p]
-                for i in range(stop - start - 1, -1, -1):
+                    _widen(x, b * x_b + t * x_t + h * width, width, xs, i * columns)
+                    above[i * columns:i * columns + width] = dy[b, t, h]
+                    keep[i] = decay[b, t, h]
+                    row, step = xs[i * columns:(i + 1) * columns], steps[i * columns:(i + 1) * columns]
+                    for p in range(columns):
+                        step[p] = dt[b, t, h] * row[p]
+                after = decay[b, stop, h] if stop < length else np.float32(1.0)
+                into[:] = np.float32(0.0)
+                running = _reverse(slopes[r], after, entering[b, h, k], held, count, steps, keep, keys, queries, above, into, sums, rows, columns)
+                for i in range(count - 1, -1, -1):
                     t = start + i
-                    at_B, at_C = b * B_b + t * B_t + g * size, b * C_b + t * C_t + g * size
-                    keys, queries = B[at_B:at_B + size], C[at_C:at_C + size]
-                    x_row, add_row, dy_row, dx_row, dB_row, dC_row = xs[i], added[i], dy[b, t, h], dx[b, t, h], dB[b, t, g], dC[b, t, g]
-                    dx_row[:] = np.float32(0.0)
-                    fade = np.float32(0.0)
-                    for n in range(size):
-                        row, new, old = slope[n], states[i + 1, n], states[i, n]
-                        key, query = load(keys, n), load(queries, n)
-                        for p in range(width):
-                            value = row[p] * after + query * dy_row[p]
-                            row[p] = value
-                            dx_row[p] += key * value
-                        to_key, to_query = np.float32(0.0), np.float32(0.0)
-                        for p in range(width):
-                            to_key += row[p] * add_row[p]
-                            to_query += new[p] * dy_row[p]
-                            fade += row[p] * old[p]
-                        dB_row[n] += to_key
-                        dC_row[n] += to_query
-                    after = decay[b, t, h]
-                    inner = np.float32(0.0)
+                    x_row, dy_row, dx_row = xs[i * columns:i * columns + width], above[i * columns:i * columns + width], into[i * columns:i * columns + width]
+                    inner, skip = _dot(dx_row, x_row, width), _dot(dy_row, x_row, width)
+                    running += _dot(dy_row, y[b, t, h], width) - D[h] * skip - dt[b, t, h] * inner
+                    if decay[b, t, h] == np.float32(0.0):
+                        running = np.float32(0.0)  # nothing came before
+                    direct[b, t, h], through[b, t, h] = inner, running
+                    dD[b, h] += skip
+                    at = ((b * length + t) * heads + h) * width
+                    target, step = dx[at:at + width], dt[b, t, h]
                     for p in range(width):
-                        inner += dx_row[p] * x_row[p]
-                        skip += dy_row[p] * x_row[p]
-                    direct[b, t, h] = inner
-                    through[b, t, h] = after * fade
-                    for p in range(width):
-                        dx_row[p] = dt[b, t, h] * dx_row[p] + D[h] * dy_row[p]
-            dD[b, h] = skip
+                        store(target, p, step * dx_row[p] + D[h] * dy_row[p])
+            for i in range(count):
+                at = ((b * length + start + i) * groups + g) * size
+                to_keys, to_queries = dB[at:at + size], dC[at:at + size]
+                for n in range(size):
+                    cell = (i * rows + n) // ROWS * LANES + n % ROWS
+                    store(to_keys, n, sums[cell])
+                    store(to_queries, n, sums[cell + ROWS])
+        for r in range(repeat):
+            h = g * repeat + r
             for n in range(size):
                 for p in range(width):
-                    slope[n, p] *= after
+                    dlast[b, h, n, p] = slopes[r, n * columns + p] * decay[b, 0, h]

@@ -1,0 +1,120 @@
+"""Sixteen float32 lanes as one value of compiled code: loops that say which numbers stay in registers.
+
+The loops of `kernels.lanes` leave vectors to LLVM, which is enough for one pass over memory. Kernels that multiply (scan, attention) live on reusing a
+value many times before it is stored, and LLVM, which cannot know that two arrays do not overlap, stores and loads it every time. A `Lanes` value is an
+LLVM <16 x float>: one AVX-512 register, two of AVX2, four of SSE or NEON; nothing here names a machine.
+
+numba's on-disk cache watches only the file a compiled function is written in: after changing this file, delete `kernels/__pycache__/*.nb[ci]`.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, register_model
+
+WIDTH = 16
+_VECTOR = ir.VectorType(ir.FloatType(), WIDTH)
+
+
+class _LanesType(types.Type):
+    def __init__(self) -> None:
+        super().__init__(name="Lanes16xFloat32")
+
+
+lanes = _LanesType()
+
+
+@register_model(_LanesType)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager, kind) -> None:
+        super().__init__(manager, kind, _VECTOR)
+
+
+def _address(context, builder, array_type, array, index, vector):
+    """Pointer to `vector` at array[index:] (a 1-D contiguous array; no bounds, no wrap-around)."""
+    memory = context.make_array(array_type)(context, builder, array)
+    return builder.bitcast(builder.gep(memory.data, [index]), vector.as_pointer())
+
+
+@intrinsic
+def vload(typing_context, memory, i):
+    """memory[i:i+16] of a contiguous 1-D array of float32, or of bfloat16 as uint16 bits."""
+    def emit(context, builder, signature, arguments):
+        if signature.args[0].dtype == types.uint16:
+            word = ir.VectorType(ir.IntType(32), WIDTH)
+            narrow = ir.VectorType(ir.IntType(16), WIDTH)
+            bits = builder.load(_address(context, builder, signature.args[0], *arguments, narrow), align=2)
+            return builder.bitcast(builder.shl(builder.zext(bits, word), ir.Constant(word, [16] * WIDTH)), _VECTOR)
+        return builder.load(_address(context, builder, signature.args[0], *arguments, _VECTOR), align=4)
+    return lanes(memory, types.intp), emit
+
+
+@intrinsic
+def vstore(typing_context, memory, i, value):
+    """memory[i:i+16] = value, rounded to nearest even where the array holds bfloat16 bits."""
+    def emit(context, builder, signature, arguments):
+        array, index, vector = arguments
+        if signature.args[0].dtype == types.uint16:
+            word = ir.VectorType(ir.IntType(32), WIDTH)
+            narrow = ir.VectorType(ir.IntType(16), WIDTH)
+            bits = builder.bitcast(vector, word)
+            sixteen, one = ir.Constant(word, [16] * WIDTH), ir.Constant(word, [1] * WIDTH)
+            odd = builder.and_(builder.lshr(bits, sixteen), one)
+            rounded = builder.lshr(builder.add(builder.add(bits, ir.Constant(word, [0x7FFF] * WIDTH)), odd), sixteen)
+            builder.store(builder.trunc(rounded, narrow), _address(context, builder, signature.args[0], array, index, narrow), align=2)
+        else:
+            builder.store(vector, _address(context, builder, signature.args[0], array, index, _VECTOR), align=4)
+        return context.get_dummy_value()
+    return types.void(memory, types.intp, lanes), emit
+
+
+@intrinsic
+def splat(typing_context, value):
+    """A float32 in all lanes."""
+    def emit(context, builder, signature, arguments):
+        first = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), arguments[0], ir.Constant(ir.IntType(32), 0))
+        return builder.shuffle_vector(first, ir.Constant(_VECTOR, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [0] * WIDTH))
+    return lanes(types.float32), emit
+
+
+@intrinsic
+def fma(typing_context, a, b, c):
+    """a * b + c with one rounding."""
+    def emit(context, builder, signature, arguments):
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), "llvm.fma.v16f32")
+        return builder.call(function, arguments)
+    return lanes(lanes, lanes, lanes), emit
+
+
+@intrinsic
+def vmul(typing_context, a, b):
+    def emit(context, builder, signature, arguments):
+        return builder.fmul(*arguments)
+    return lanes(lanes, lanes), emit
+
+
+@intrinsic
+def vadd(typing_context, a, b):
+    def emit(context, builder, signature, arguments):
+        return builder.fadd(*arguments)
+    return lanes(lanes, lanes), emit
+
+
+@intrinsic
+def vsum8(typing_context, a, b, c, d, e, f, g, h):
+    """Lane i = the sum of the i-th vector's lanes, eight of them; the other lanes are 0. Pairs share their additions: a third of eight sums' work."""
+    def emit(context, builder, signature, arguments):
+        def fold(first, second, run):
+            """Runs of `run` lanes, halved by adding their two halves; those of `first`, then those of `second`."""
+            low = [start + lane for start in range(0, 2 * WIDTH, run) for lane in range(run // 2)]
+            mask = ir.VectorType(ir.IntType(32), WIDTH)
+            pick = lambda lanes: builder.shuffle_vector(first, second, ir.Constant(mask, lanes))
+            return builder.fadd(pick(low), pick([lane + run // 2 for lane in low]))
+        vectors, run = list(arguments), WIDTH
+        while len(vectors) > 1:
+            vectors = [fold(vectors[i], vectors[i + 1], run) for i in range(0, len(vectors), 2)]
+            run //= 2
+        return fold(vectors[0], ir.Constant(_VECTOR, [0.0] * WIDTH), run)
+    return lanes(*[lanes] * 8), emit
