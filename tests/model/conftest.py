@@ -1,8 +1,9 @@
-"""A model and tokenizer small enough to serve hundreds of requests in a test."""
+"""Models and tokenizers small enough to serve hundreds of requests in a test."""
 
 from dataclasses import replace
 
 import pytest
+from engine_oracle import byte_tokenizer, small_lm
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from model import HybridConfig, HybridLM, chat
@@ -17,3 +18,13 @@ def toy() -> tuple[HybridLM, Tokenizer]:
                                                             initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     config = replace(HybridConfig.tiny(vocab_size=272), hidden_size=64, pattern="M*", mtp_depth=0, initializer_range=0.3)
     return HybridLM(config, seed=2).eval(), tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return byte_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def lm() -> HybridLM:
+    return small_lm()
