@@ -136,8 +136,8 @@ def select(
     from flows.console import progress_on_screen
     from pipelines.cluster import open_cluster
     from pipelines.curate import CurateRecipe
+    from pipelines.curate.select import select as run
     from pipelines.recipe import load_recipe
-    from pipelines.select import select as run
 
     datasets, overrides = split_overrides(inputs)
     chosen = load_recipe(CurateRecipe, recipe, overrides)
@@ -167,8 +167,8 @@ def compare_recipes(
     from flows.console import out as screen
     from flows.console import progress_on_screen, summary, table_of
     from pipelines.cluster import open_cluster
-    from pipelines.compare import compare
     from pipelines.curate import CurateRecipe
+    from pipelines.curate.compare import compare
     from pipelines.recipe import load_recipe
 
     recipes = [load_recipe(CurateRecipe, name) for name in (first, second)]

@@ -47,7 +47,7 @@ def why(
     from flows.console import out as screen
     from flows.console import summary, table_of
     from flows.run_folder import document_datasets
-    from pipelines.why import explain
+    from pipelines.curate.why import explain
 
     fates = explain(page, document_datasets(run))
     if json:

@@ -7,11 +7,11 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from pipelines.compare import KEPT, compare
 from pipelines.curate import CurateRecipe, curate
+from pipelines.curate.compare import KEPT, compare
+from pipelines.curate.select import select
 from pipelines.errors import UserError
 from pipelines.recipe import load_recipe
-from pipelines.select import select
 
 SENTENCE = "The old bridge over the river was rebuilt last year by the city and is open to traffic again, number {}."
 A = CurateRecipe(families=("gopher_quality", "c4"))

@@ -7,12 +7,13 @@ import pytest
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
-from pipelines.curate import CurateRecipe, captured_at, curate
+from pipelines.curate import CurateRecipe, curate
+from pipelines.curate.run import captured_at
+from pipelines.curate.select import select
+from pipelines.curate.why import explain
 from pipelines.dataset import DOCUMENT_SCHEMA
 from pipelines.errors import UserError
 from pipelines.recipe import load_recipe, recipe_names
-from pipelines.select import select
-from pipelines.why import explain
 
 ENGLISH = [
     "The old bridge over the river was rebuilt last year by the city and is open to traffic again.",

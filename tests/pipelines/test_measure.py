@@ -4,9 +4,10 @@ import pytest
 
 from filters.classifier import GOOD, example, train_fasttext
 from filters.signals import SIGNAL_TYPE, measure
-from pipelines.curate import KEPT_SCHEMA, CurateRecipe, judge
+from pipelines.curate.judge import KEPT_SCHEMA, judge
+from pipelines.curate.measure import BadWords, Measures, Toxicity
+from pipelines.curate.recipe import CurateRecipe
 from pipelines.errors import UserError
-from pipelines.measure import BadWords, Measures, Toxicity
 from pipelines.recipe import load_recipe
 
 PROSE = "\n".join(

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from pipelines.curate import CurateRecipe, curate
+from pipelines.curate.select import select
+from pipelines.curate.why import explain
 from pipelines.errors import UserError
 from pipelines.recipe import load_recipe
-from pipelines.select import select
-from pipelines.why import explain
 
 PROSE = "The river ran past the old mill and on to the sea, where the boats of the village lay. It was a quiet evening. "
 

@@ -15,10 +15,11 @@ import pyarrow.compute as pc
 
 from filters.signals import SIGNAL_TYPE
 from pipelines.cluster import Cluster
-from pipelines.curate import CurateRecipe, verdicts
+from pipelines.curate.judge import verdicts
+from pipelines.curate.recipe import CurateRecipe
+from pipelines.curate.select import parts_of
 from pipelines.dataset import read_batches
 from pipelines.progress import Progress, ProgressEvent, silent
-from pipelines.select import parts_of
 
 KEPT = "kept"
 EXAMPLES = 3  # of each move: the first in the dataset's order

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.cluster import Cluster
-from pipelines.curate import KEPT_SCHEMA, REJECTED_SCHEMA, CurateRecipe, datatrove_verdicts, verdicts
+from pipelines.curate.judge import KEPT_SCHEMA, REJECTED_SCHEMA, datatrove_verdicts, verdicts
+from pipelines.curate.recipe import CurateRecipe
 from pipelines.dataset import Dataset, read_batches
 from pipelines.errors import UserError
 from pipelines.progress import Progress, silent

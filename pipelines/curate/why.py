@@ -12,7 +12,7 @@ import polars as pl
 
 from filters.rules import Decision
 from filters.rules import explain as explain_rules
-from pipelines.curate import CurateRecipe
+from pipelines.curate.recipe import CurateRecipe
 from pipelines.dataset import Dataset
 from pipelines.errors import UserError
 from pipelines.recipe import load_recipe

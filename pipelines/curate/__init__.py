@@ -1,0 +1,4 @@
+from pipelines.curate.recipe import CurateRecipe
+from pipelines.curate.run import curate
+
+__all__ = ["CurateRecipe", "curate"]
