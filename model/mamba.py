@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import conv, norms, ssd
+from kernels import conv, mamba_step, norms, ssd
 from kernels.ssd_draft import ssd_draft
 from model.cache import MambaState, Step
 from model.config import HybridConfig
@@ -48,7 +48,10 @@ class Mamba(nn.Module):
     def forward(self, h_BTE: Tensor, *, seq_idx_BT: Tensor | None = None, state: MambaState | None = None, step: Step | None = None) -> Tensor:
         config = self.config
         batch, length, _ = h_BTE.shape
-        z, xBC, dt = self.in_proj(h_BTE).split([self.d_inner, self.conv_dim, config.mamba_num_heads], -1)
+        projected_BTX = self.in_proj(h_BTE)
+        if state is not None and (length == 1 or step.tentative) and not step.ragged and mamba_step.fits(projected_BTX, state.conv):
+            return self.out_proj(self._few(projected_BTX, state, step))
+        z, xBC, dt = projected_BTX.split([self.d_inner, self.conv_dim, config.mamba_num_heads], -1)
         dt = F.softplus(dt.float() + self.dt_bias)
         A_H = -torch.exp(self.A_log.float())
         if state is not None and step.ragged:
@@ -70,6 +73,21 @@ class Mamba(nn.Module):
                 self._remember(state, step, before, xBC, last)
         y = norms.gated_rms_norm(y.view(batch, length, -1), z, self.norm.weight, config.layer_norm_epsilon, config.n_groups)
         return self.out_proj(y)
+
+    def _few(self, projected_BTX: Tensor, state: MambaState, step: Step) -> Tensor:
+        """What out_proj reads, for one position or a few tentative ones: a single compiled pass."""
+        config = self.config
+        parameters = self.conv1d.weight, self.conv1d.bias, self.dt_bias, self.A_log, self.D, self.norm.weight
+        stamp = [(p._version, p.data_ptr()) for p in parameters]
+        kept = self.__dict__.setdefault("_cast", {})  # dropped by train(), like other casts
+        if kept.get("step", (None,))[0] != stamp:
+            kept["step"] = stamp, mamba_step.constants(*parameters)
+        y_BTD, states = mamba_step.mamba_step(projected_BTX, kept["step"][1], state.conv, state.ssm, step.index_B, groups=config.n_groups,
+                                              eps=config.layer_norm_epsilon, keep=step.tentative)
+        if step.tentative:
+            inputs = projected_BTX[..., self.d_inner:self.d_inner + self.conv_dim]
+            state.tentative = torch.cat([state.conv[step.rows], inputs], 1), states
+        return y_BTD
 
     def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[..., conv_dim] -> x [..., H, P], B and C [..., G, N]."""
