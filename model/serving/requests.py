@@ -6,14 +6,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
 
 from model.engine import SamplingParams
 
 _INT32, _INT64 = (1 << 31) - 1, (1 << 63) - 1
 COLDEST = 1e-5  # temperatures below are greedy: logits divided by less overflow float32
 
-StopString = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+def _encodable(text: str) -> str:
+    """JSON can spell half a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("is not valid Unicode text") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+StopString = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_encodable)]
 
 
 class StreamOptions(BaseModel):
@@ -49,13 +61,13 @@ class Options(BaseModel):
 
 class TextPart(BaseModel):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] | None = None
-    reasoning_content: str | None = None
+    content: Text | list[TextPart] | None = None
+    reasoning_content: Text | None = None
 
     def plain(self) -> dict[str, str]:
         """The message as the chat template takes it: one text, and OpenAI's newer name for the system's role put back."""
@@ -86,6 +98,6 @@ class ChatRequest(Options):
 
 
 class CompletionRequest(Options):
-    prompt: str | list[int]
+    prompt: Text | list[int]
     logprobs: Literal[0, 1] | None = Field(None, description="0 or 1: the chosen token's probability")
     echo: Literal[False] = False
