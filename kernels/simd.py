@@ -9,10 +9,13 @@ numba's on-disk cache watches only the file a compiled function is written in: a
 
 from __future__ import annotations
 
+import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
+
+from kernels.lanes import JIT, load
 
 WIDTH = 16
 _VECTOR = ir.VectorType(ir.FloatType(), WIDTH)
@@ -118,3 +121,37 @@ def vsum8(typing_context, a, b, c, d, e, f, g, h):
             run //= 2
         return fold(vectors[0], ir.Constant(_VECTOR, [0.0] * WIDTH), run)
     return lanes(*[lanes] * 8), emit
+
+
+@intrinsic
+def vmax(typing_context, a, b):
+    """The larger of each pair of lanes."""
+    def emit(context, builder, signature, arguments):
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 2), "llvm.maxnum.v16f32")
+        return builder.call(function, arguments)
+    return lanes(lanes, lanes), emit
+
+
+@intrinsic
+def lane(typing_context, a, i):
+    def emit(context, builder, signature, arguments):
+        return builder.extract_element(arguments[0], builder.trunc(arguments[1], ir.IntType(32)))
+    return types.float32(lanes, types.intp), emit
+
+
+@njit(**JIT)
+def largest(memory, start, stop):
+    """Maximum of memory[start:stop] (float32, or bfloat16 bits); comparisons of scalars would stay scalars for fear of NaN."""
+    found = np.float32(-np.inf)
+    if stop - start >= WIDTH:
+        lead = vload(memory, start)
+        for i in range(start + WIDTH, stop - WIDTH + 1, WIDTH):
+            lead = vmax(lead, vload(memory, i))
+        lead = vmax(lead, vload(memory, stop - WIDTH))
+        for j in range(WIDTH):
+            found = max(found, lane(lead, j))
+        return found
+    row = memory[start:stop]
+    for j in range(stop - start):
+        found = max(found, load(row, j))
+    return found

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-CHUNK_LOGITS = 1 << 20  # logits a chunk: 4 MB in float32, so that the passes over them stay in the cache
+from kernels.cross_entropy import cross_entropy_
+
+CHUNK_LOGITS = 1 << 18  # logits a chunk: half a megabyte in bfloat16, so that the passes over them stay in the second-level cache
 BLOCK_LOGITS = 1 << 24  # logit gradients multiplied at once: 32 MB in bfloat16; a product a chunk would read and write all of dW each time
 
 
@@ -30,27 +32,14 @@ def linear_cross_entropy(h_KD: Tensor, weight_VD: Tensor, labels_K: Tensor, weig
 def token_losses(h_KD: Tensor, weight_VD: Tensor, labels_K: Tensor) -> Tensor:
     """Cross-entropy of each token, float32 [K] in nats, for evaluation: no gradient."""
     w_VD = weight_VD.to(h_KD.dtype)
-    losses = [_log_partition(logits)[0].sub_(picked) for logits, picked, _ in _chunks(h_KD, w_VD, labels_K)]
+    share_K = torch.ones(h_KD.shape[0])
+    losses = [cross_entropy_(h_KD[part] @ w_VD.t(), labels_K[part], share_K[part]) for part in _parts(h_KD.shape[0], CHUNK_LOGITS // w_VD.shape[0])]
     return torch.cat(losses) if losses else torch.zeros(0)
-
-
-def _chunks(h_KD: Tensor, w_VD: Tensor, labels_K: Tensor):
-    """(float32 logits, each label's logit, slice) of one chunk of tokens after the other."""
-    for part in _parts(h_KD.shape[0], CHUNK_LOGITS // w_VD.shape[0]):
-        logits_CV = (h_KD[part] @ w_VD.t()).float()
-        yield logits_CV, logits_CV.gather(1, labels_K[part, None])[:, 0], part
 
 
 def _parts(tokens: int, size: int) -> Iterator[slice]:
     size = max(1, size)
     return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
-
-
-def _log_partition(logits_CV: Tensor) -> tuple[Tensor, Tensor]:
-    """log sum exp of each row, and the softmax, which takes the place of the logits."""
-    largest_C1 = logits_CV.amax(1, keepdim=True)
-    total_C1 = logits_CV.sub_(largest_C1).exp_().sum(1, keepdim=True)
-    return (total_C1.log() + largest_C1)[:, 0], logits_CV.div_(total_C1)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -64,13 +53,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32)
         for block in _parts(h_KD.shape[0], BLOCK_LOGITS // w_VD.shape[0]):
             h_ND, labels_N, share_N = h_KD[block], labels_K[block], share_K[block]
-            dlogits_NV = torch.empty(h_ND.shape[0], w_VD.shape[0], dtype=h_KD.dtype) if wants_h or wants_w else None
-            for logits_CV, picked_C, part in _chunks(h_ND, w_VD, labels_N):
-                partition_C, softmax_CV = _log_partition(logits_CV)
-                total += ((partition_C - picked_C) * share_N[part]).sum()
-                if dlogits_NV is not None:
-                    softmax_CV[torch.arange(softmax_CV.shape[0]), labels_N[part]] -= 1
-                    dlogits_NV[part] = softmax_CV.mul_(share_N[part, None])
+            dlogits_NV = torch.empty(h_ND.shape[0], w_VD.shape[0], dtype=h_KD.dtype)
+            for part in _parts(h_ND.shape[0], CHUNK_LOGITS // w_VD.shape[0]):
+                torch.mm(h_ND[part], w_VD.t(), out=dlogits_NV[part])
+                total += (cross_entropy_(dlogits_NV[part], labels_N[part], share_N[part]) * share_N[part]).sum()
             if wants_h:
                 torch.mm(dlogits_NV, w_VD, out=dh_KD[block])
             if wants_w:
