@@ -15,7 +15,6 @@ from pipelines.dataset import Dataset
 from pipelines.errors import UserError
 from pipelines.forget import descendants
 from pipelines.lineage import readings, upstream
-from pipelines.shardset import ShardSet
 from pipelines.tokenizer import load_tokenizer
 from training.runs import RunRecord
 from training.sft import SftRecipe, conversation_windows
@@ -38,17 +37,13 @@ class Passage:
 
 @dataclass(frozen=True)
 class Consumption:
-    """A training run that read documents: (step, id) for every reading among the steps it has taken.
-
-    `replanned`: the shards were planned anew after the run, so the steps are those of another order and `steps` is empty.
-    """
+    """A training run that read documents: (step, id) for every reading among the steps it has taken."""
 
     run: str
     kind: str
     data: str
     steps_done: int
     steps: tuple[tuple[int, str], ...]
-    replanned: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,12 +77,9 @@ def consumptions(folder: str, ids: Sequence[str], datasets: Sequence[Dataset]) -
     for path in sorted(found.parent for found in Path(folder).rglob("run.json") if (found.parent / "metrics.jsonl").exists()):
         run = RunRecord.read(path)
         if run.kind == "pretrain" and (shards := held.get(run.inputs["shards"])):
-            if replanned := ShardSet.open(shards.uri).plan.digest != run.inputs["plan"]:
-                steps = []
-            else:
-                steps = [(reading.step, reading.document_id) for reading in readings(shards.uri, ids, until=run.steps)]
-            if steps or (replanned and _rows(shards.scan(), ("id",), ids).height):
-                yield Consumption(str(path), run.kind, shards.uri, run.steps, tuple(sorted(steps)), replanned)
+            read = readings(shards.uri, ids, until=run.steps, plan=run.inputs["plan"])
+            if steps := tuple(sorted((reading.step, reading.document_id) for reading in read)):
+                yield Consumption(str(path), run.kind, shards.uri, run.steps, steps)
         elif run.kind == "sft" and all(digest in held for digest in run.inputs["datasets"]):
             data = [held[digest] for digest in run.inputs["datasets"]]
             if steps := _conversations_read(run, data, set(ids)):

@@ -36,8 +36,6 @@ def _passages(branch: Tree, passages: list[Passage]) -> None:
 
 def _consumption(consumption: Consumption) -> Text:
     label = Text(f"{consumption.run}  {consumption.kind}, {consumption.steps_done} steps  ")
-    if consumption.replanned:
-        return label.append("its shards were planned anew since: read, but at which steps is not known any more", style="yellow")
     times = Counter(step for step, _ in consumption.steps)
     shown = [f"{step}" if count == 1 else f"{step} ({count}x)" for step, count in sorted(times.items())]
     more = f", ... ({len(shown) - STEPS_SHOWN} more)" if len(shown) > STEPS_SHOWN else ""

@@ -8,13 +8,14 @@ problem that a synthetic document was made from. And back: which steps read a do
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
 from pipelines.dataset import Dataset
 from pipelines.errors import UserError
 from pipelines.loader import Span, TokenStream
+from pipelines.loader.supply import saved_plan
 from pipelines.shardset import ShardSet
 
 # Columns of a document by what they answer; the others are shown as facts. Text and messages are cut to an excerpt.
@@ -80,18 +81,20 @@ class Trace:
         return tree(self)
 
 
-def trace(shards: str | ShardSet, step: int, sample: int, token: int | None = None, *, split: str = "train", mixture: Any = None) -> Trace:
+def trace(
+    shards: str | ShardSet, step: int, sample: int, token: int | None = None, *, split: Literal["train", "validation"] = "train", plan: str = ""
+) -> Trace:
     """The chain from a training sequence to the records it was made of.
 
     Args:
         sample: row of the global batch of `step`.
         token: only the document under this position of the sequence.
-        mixture: as in TokenStream, where a run planned the shards by another mixture.
+        plan: digest of the plan that the run followed, where it is not the shards' present one.
 
     Raises:
-        UserError: no shards, or the step, row or position does not exist.
+        UserError: no shards, no such plan, or the step, row or position does not exist.
     """
-    stream = TokenStream(shards, split=split, mixture=mixture)
+    stream = _stream(shards, plan, split)
     spans = stream.provenance(step, sample)
     text = ""
     if token is not None:
@@ -127,12 +130,12 @@ class Reading:
     sample: int
 
 
-def readings(shards: str | ShardSet, ids: Iterable[str], *, until: int | None = None, mixture: Any = None) -> Iterator[Reading]:
+def readings(shards: str | ShardSet, ids: Iterable[str], *, until: int | None = None, plan: str = "") -> Iterator[Reading]:
     """Every place of the plan where documents are read, before step `until` if given: the inverse of `trace`.
 
     The shuffle is inverted, not searched: the cost is that of finding the documents in the sidecars.
     """
-    stream = TokenStream(shards, mixture=mixture)
+    stream = _stream(shards, plan)
     wanted = set(ids)
     for name in stream.sources:
         for number, shard in enumerate(stream.shards.shards(name)):
@@ -164,6 +167,11 @@ def ids_of(shards: str | ShardSet, *, url: str | None = None, host: str | None =
 def upstream(dataset: Dataset) -> list[Dataset]:
     """Every dataset that a dataset was made of and that is still there, nearest first."""
     return [place for place, _ in _upstream(dataset)]
+
+
+def _stream(shards: str | ShardSet, plan: str, split: Literal["train", "validation"] = "train") -> TokenStream:
+    shards = shards if isinstance(shards, ShardSet) else ShardSet.open(shards)
+    return TokenStream(shards, split=split, plan=saved_plan(shards, plan) if plan else None)
 
 
 def _documents(shards: ShardSet, source: str, ids: Sequence[str]) -> tuple[dict[str, Document], str]:

@@ -104,7 +104,8 @@ def trace(
         from flows.run_folder import shards_of
         from pipelines.lineage import trace as run_trace
 
-        found = shown = run_trace(shards_of(run, stage), step, sample, token)
+        shards, plan = shards_of(run, stage)
+        found = shown = run_trace(shards, step, sample, token, plan=plan)
     if json:
         summary("", {}, as_json=True, result=asdict(found))
     else:
@@ -146,7 +147,7 @@ def forget(
         gone = run(shards, ids, out, cluster=cluster, progress=progress)
     beside = runs or str(Path(shards).absolute().parent)
     consumed = consumptions(beside, [*gone.requested, *gone.descendants], datasets_in(beside))
-    read = [f"{run.run} ({'planned anew since' if run.replanned else f'{len(run.steps)} times'})" for run in consumed]
+    read = [f"{run.run} ({len(run.steps)} times)" for run in consumed]
     facts = {
         "shards": gone.shards.uri,
         "documents forgotten": len(gone.requested),

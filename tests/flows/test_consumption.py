@@ -11,6 +11,8 @@ from flows.cli import run as gristmill
 from flows.consumption import consumptions, datasets_in, journey
 from pipelines.errors import UserError
 from pipelines.loader import TokenStream
+from pipelines.shards import tokenize
+from pipelines.shardset import ShardSet
 from training.conversations import ConversationWindows
 from training.pretrain import PretrainRecipe, pretrain
 from training.sft import SftRecipe, sft
@@ -51,6 +53,19 @@ def test_steps_are_those_that_were_read(trained):
         found = {one.kind: Counter(one.steps) for one in consumptions(str(folder), [identity], datasets_in(str(folder)))}
         expected = {kind: Counter({key: count for key, count in counts.items() if key[1] == identity}) for kind, counts in read.items()}
         assert found == {kind: counts for kind, counts in expected.items() if counts}
+
+
+def test_a_run_keeps_its_plan_when_the_shards_get_another(trained, tmp_path):
+    """Planning anew (another seed, other weights) leaves what an earlier run read as it was."""
+    folder, read = trained
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    shards = ShardSet.open(str(copy / "shards"))
+    identity = next(identity for _, identity in sorted(read["pretrain"]))
+    before = [(one.kind, one.steps) for one in consumptions(str(copy), [identity], datasets_in(str(copy)))]
+    sources = tuple(source.model_copy(update={"dataset": shards.dataset_uri(source.name)}) for source in shards.mixture.sources)
+    anew = tokenize(shards.mixture.model_copy(update={"seed": 99, "sources": sources}), copy / "shards" / "tokenizer.json", shards.uri)
+    assert anew.plan.digest != shards.plan.digest
+    assert [(one.kind, one.steps) for one in consumptions(str(copy), [identity], datasets_in(str(copy)))] == before
 
 
 def test_the_command_follows_a_page(trained, tmp_path, capsys):
