@@ -37,7 +37,9 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """`rms_norm_reference`, compiled for float32 and bfloat16 on CPU and GPU."""
     if gpu := twin("norms", x, weight_D):
         return gpu.rms_norm(x, weight_D, eps)
-    return _RMSNorm.apply(x, weight_D, eps) if runs_here(x, weight_D) else rms_norm_reference(x, weight_D, eps)
+    if not runs_here(x, weight_D):
+        return rms_norm_reference(x, weight_D, eps)
+    return _RMSNorm.apply(x, weight_D, eps) if torch.is_grad_enabled() else _normed(x.contiguous(), weight_D.float(), eps)  # decoding feels the wrapper
 
 
 def gated_rms_norm(y: Tensor, z: Tensor, weight_D: Tensor, eps: float, groups: int) -> Tensor:
@@ -49,16 +51,20 @@ def gated_rms_norm(y: Tensor, z: Tensor, weight_D: Tensor, eps: float, groups: i
     return _GatedRMSNorm.apply(y, z, weight_D, eps, groups)
 
 
+def _normed(x: Tensor, weight32_D: Tensor, eps: float) -> Tensor:
+    """x contiguous, the weight float32."""
+    width = x.shape[-1]
+    rows, y = x.numel() // width, torch.empty_like(x)
+    args = flat(x), weight32_D.detach().numpy(), np.float32(eps), flat(y), rows, width
+    over_tiles(lambda a, b: _rms_forward(a, b, *args), tiles(rows), x.numel())
+    return y
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, eps):
-        x = x.contiguous()
-        width = x.shape[-1]
-        rows = x.numel() // width
-        y = torch.empty_like(x)
-        weight32 = weight.detach().float()
-        args = flat(x), weight32.numpy(), np.float32(eps), flat(y), rows, width
-        over_tiles(lambda a, b: _rms_forward(a, b, *args), tiles(rows), x.numel())
+        x, weight32 = x.contiguous(), weight.detach().float()
+        y = _normed(x, weight32, eps)
         ctx.save_for_backward(x, weight, weight32)
         ctx.eps = eps
         return y
