@@ -287,6 +287,15 @@ def inherit(nodes, own, path):
 
 
 @numba.njit(cache=True, nogil=True)
+def template_paths(nodes, cues, path):
+    """path uint64 [N]: a hash of the tags and cues from the page down to a container. What a template repeats stands at equal paths."""
+    path[0] = uint64(0)
+    for node in range(1, nodes.shape[0]):
+        above = path[nodes[node, PARENT]]
+        path[node] = ((above ^ (above >> uint64(29))) * uint64(0x9E3779B97F4A7C15) + uint64(nodes[node, TAG])) ^ (cues[node] * uint64(0xC2B2AE3D27D4EB4F))
+
+
+@numba.njit(cache=True, nogil=True)
 def widening(nodes, blocks, sums, found):
     """found int32 [B, L]: the containers of a block, from the inside, each with at least half as many blocks again as the one before; then the page."""
     for b in range(blocks.shape[0]):

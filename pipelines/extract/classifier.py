@@ -2,7 +2,7 @@
 
 The first looks at each block by itself (`features`), the second at what the first said of its surroundings (`context`). The blocks kept are those
 that make the expected F-score of the page's words highest, given the probabilities: a page sure of its article drops what is doubtful, a page of scattered
-pieces keeps it, and no threshold per kind of page is needed.
+pieces keeps it, and no threshold per kind of page is needed. What the page's template makes in the same way as these is kept with them.
 
 `weights.npz` was trained by `benchmarks/extraction_training.py` on the 512 pages of the WCXB development set (CC BY 4.0) and on nothing else; it
 holds counts and thresholds of structure, no text.
@@ -16,6 +16,7 @@ import numpy as np
 
 from kernels import html_blocks as html
 from kernels.boosted_trees import Trees, probabilities
+from kernels.html_blocks import template_paths
 from kernels.html_text import CODE
 from pipelines.extract.context import context
 from pipelines.extract.features import features
@@ -27,6 +28,7 @@ from pipelines.extract.vocabulary import ROLES
 # is headlines of other articles; where it is not (lists, products), the doubtful rest is the page's content.
 _BETA_SQUARED_RUNNING, _BETA_SQUARED_OTHER = 0.16, 0.49
 _RUNNING_SHARE = 0.6
+_SHARE_KEPT = 0.3  # of the words at one path, above which all are kept; chosen on held-out WCXB pages and Readability's
 WEIGHTS = Path(__file__).with_name("weights.npz")
 
 
@@ -52,7 +54,21 @@ def main_text(page: Layout, model: Model) -> np.ndarray:
     rows = features(page)
     first = probabilities(model.first, rows)
     second = probabilities(model.second, np.concatenate([rows, context(page, first)], axis=1))
-    return choose(page, second)
+    return complete(page, choose(page, second))
+
+
+def complete(page: Layout, keep: np.ndarray) -> np.ndarray:
+    """`keep` and all blocks like those kept: where a good part of the words at one path of tags and cues is text, the rest is too.
+
+    A page's template makes the paragraphs of its article in one way and the headlines of others in another: an odd paragraph stays with its siblings,
+    and a list stays whole.
+    """
+    path = np.empty(len(page.nodes), np.uint64)
+    template_paths(page.nodes, page.node_cues, path)
+    words = np.maximum(page.blocks[:, html.WORDS], 1)
+    _, kind = np.unique(path[page.blocks[:, html.NODE]], return_inverse=True)
+    share = np.bincount(kind, keep * words) / np.bincount(kind, words)
+    return keep | (share[kind] > _SHARE_KEPT)
 
 
 def choose(page: Layout, probability: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ import pytest
 
 from pipelines.extract import extract
 from pipelines.extract.charset import decode
+from pipelines.extract.classifier import complete
 from pipelines.extract.formulas import keep_formulas, linearise
 from pipelines.extract.layout import lay_out
 from pipelines.extract.page import tidy
@@ -116,6 +117,14 @@ def test_formulas_keep_their_source():
     fraction = "<mfrac><mrow><mi>a</mi><mo>+</mo><mn>1</mn></mrow><msqrt><mi>b</mi></msqrt></mfrac>"
     assert linearise(fraction) == "(a + 1)/(sqrt(b))"
     assert everything(f"<p>{'<math>' + fraction + '</math>'}") == "$(a + 1)/(sqrt(b))$"
+
+
+def test_blocks_made_as_kept_ones_are_kept_with_them():
+    page = lay_out(b"<div class=content><p>one two three<p>four five<p>six seven</div><div class=related><p>one two three four<p>five</div><h2>odd</h2>")
+    words = [3, 2, 2, 4, 1, 1]
+    for kept, completed in ({0}, {0, 1, 2}), ({1}, {1}), ({4}, {4}), ({3, 5}, {3, 4, 5}), (set(), set()):
+        keep = np.array([place in kept for place in range(len(words))])
+        assert set(np.flatnonzero(complete(page, keep))) == completed
 
 
 def test_pages_without_text_say_so():
