@@ -31,7 +31,7 @@ from pipelines.shard_cache import ShardCache
 if TYPE_CHECKING:  # a loader that reads tokens needs neither tokenizers nor tables, and they are a quarter of its memory
     from tokenizers import Tokenizer
 
-FORMAT = "gristmill-shards/1"
+FORMAT = "gristmill-shards/2"  # 2: plans in lanes, window indices beside the shards
 SPLITS = ("train", "validation")
 
 
@@ -108,7 +108,7 @@ class ShardSet:
         with fs.open(f"{root}/manifest.json", "rb") as file:
             manifest = json.load(file)
         if manifest.get("format") != FORMAT:
-            raise UserError(f"{uri}: format {manifest.get('format')!r}, this version reads {FORMAT!r}")
+            raise UserError(f"{uri}: format {manifest.get('format')!r}, this version reads {FORMAT!r}; tokenize again")
         return cls(uri, manifest)
 
     @property
