@@ -24,7 +24,7 @@ from kernels.simd import fma, splat, vadd, vload, vmul, vstore, vsum8
 
 ROWS = 4  # rows of a state worked on at once
 LANES = 16
-CHUNK = 16  # positions between the states that are kept: ROWS x CHUNK x P float32 should stay in the first-level cache
+CHUNK = 32  # positions between the states that are kept: ROWS x CHUNK x P float32 should stay in the first-level cache
 MOST_STATE = 4096  # N x P from which the chunked form wins
 
 

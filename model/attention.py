@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.attention import causal_attention
 from model.cache import KeyValues, Step
 from model.config import HybridConfig
 from model.linear import Linear
@@ -25,23 +26,19 @@ class Attention(nn.Module):
         self.v_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim)
         self.o_proj = Linear(self.heads * self.head_dim, config.hidden_size)
 
-    def forward(self, x_BTE: Tensor, *, mask: Tensor | None = None, state: KeyValues | None = None, step: Step | None = None) -> Tensor:
-        """`mask` [B,1,T,T] bool: True where a query may look (packed documents); causal without it."""
+    def forward(self, x_BTE: Tensor, *, seq_idx_BT: Tensor | None = None, state: KeyValues | None = None, step: Step | None = None) -> Tensor:
+        """`seq_idx` numbers the documents packed in each row; a query sees earlier positions of its own."""
         batch, length, _ = x_BTE.shape
-        q_BHTD = self.q_proj(x_BTE).view(batch, length, self.heads, self.head_dim).transpose(1, 2)
-        k_BJTD = self.k_proj(x_BTE).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
-        v_BJTD = self.v_proj(x_BTE).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
+        q_BTHD = self.q_proj(x_BTE).view(batch, length, self.heads, self.head_dim)
+        k_BTJD = self.k_proj(x_BTE).view(batch, length, self.kv_heads, self.head_dim)
+        v_BTJD = self.v_proj(x_BTE).view(batch, length, self.kv_heads, self.head_dim)
         if state is not None:
-            k_BJSD, v_BJSD = append(state, k_BJTD, v_BJTD, step)
-            if step.fresh:
-                k_BJSD, v_BJSD = k_BJTD, v_BJTD  # nothing came before: plain causal attention; padding is at the right, out of sight
-            else:
-                y_BHTD = _attend_cached(q_BHTD, k_BJSD, v_BJSD, step)
+            k_BJSD, v_BJSD = append(state, k_BTJD.transpose(1, 2), v_BTJD.transpose(1, 2), step)
+            if not step.fresh:
+                y_BHTD = _attend_cached(q_BTHD.transpose(1, 2), k_BJSD, v_BJSD, step)
                 return self.o_proj(y_BHTD.transpose(1, 2).reshape(batch, length, -1))
-            k_BJTD, v_BJTD = k_BJSD, v_BJSD
-        grouped = self.heads != self.kv_heads
-        y_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BJTD, v_BJTD, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
-        return self.o_proj(y_BHTD.transpose(1, 2).reshape(batch, length, -1))
+            # nothing came before: plain causal attention; padding is at the right, out of sight
+        return self.o_proj(causal_attention(q_BTHD, k_BTJD, v_BTJD, seq_idx_BT).reshape(batch, length, -1))
 
 
 def append(state: KeyValues, k_BJTD: Tensor, v_BJTD: Tensor, step: Step) -> tuple[Tensor, Tensor]:
@@ -96,10 +93,3 @@ def _attend_behind(q_BHTD: Tensor, k_BJSD: Tensor, v_BJSD: Tensor, start: int) -
     past_BJXD, past_BJX = attend(q_BJXD, k_BJSD[:, :, :start], v_BJSD[:, :, :start])
     share_BHT1 = torch.sigmoid(past_BJX.reshape(batch, heads, length) - own_BHT)[..., None]
     return torch.lerp(own_BHTD.float(), past_BJXD.view(batch, heads, length, width).float(), share_BHT1).to(q_BHTD.dtype)
-
-
-def document_mask(seq_idx_BT: Tensor) -> Tensor:
-    """[B,1,T,T] bool: causal, and inside one document."""
-    length = seq_idx_BT.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=seq_idx_BT.device).tril_()
-    return ((seq_idx_BT[:, :, None] == seq_idx_BT[:, None, :]) & causal)[:, None]

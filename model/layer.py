@@ -39,10 +39,8 @@ class Layer(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
         self.mixer = MIXERS[kind](config)
 
-    def forward(self, x_BTD: Tensor, *, seq_idx_BT: Tensor | None = None, mask: Tensor | None = None, state=None, step=None) -> Tensor:
+    def forward(self, x_BTD: Tensor, *, seq_idx_BT: Tensor | None = None, state=None, step=None) -> Tensor:
         h_BTD = self.norm(x_BTD)
-        if self.kind == "M":
+        if self.kind in "M*":
             return x_BTD + self.mixer(h_BTD, seq_idx_BT=seq_idx_BT, state=state, step=step)
-        if self.kind == "*":
-            return x_BTD + self.mixer(h_BTD, mask=mask, state=state, step=step)
         return x_BTD + self.mixer(h_BTD)

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import document_mask
 from model.cache import Cache, Step
 from model.config import HybridConfig
 from model.initialize import initialize
@@ -62,9 +61,8 @@ class HybridLM(nn.Module):
         if cache is None:
             if slots is not None or lengths is not None:
                 raise ValueError("slots and lengths say where a cache is written; pass the cache too")
-            mask = document_mask(seq_idx_BT) if seq_idx_BT is not None and "*" in self.config.pattern else None
             for layer in self.layers:
-                x_BTD = layer(x_BTD, seq_idx_BT=seq_idx_BT, mask=mask)
+                x_BTD = layer(x_BTD, seq_idx_BT=seq_idx_BT)
             return self.norm_f(x_BTD)
         if seq_idx_BT is not None:
             raise ValueError("packed documents (seq_idx) cannot be appended to a cache: give each its own slot")
@@ -81,11 +79,10 @@ class HybridLM(nn.Module):
         """
         if self.mtp is None:
             raise ValueError("this model has no multi-token-prediction block (mtp_depth=0)")
-        mask = document_mask(seq_idx_BT) if seq_idx_BT is not None and "*" in self.config.mtp_pattern else None
         outputs = []
         for depth in range(1, self.config.mtp_depth + 1):
             ahead_BTD = self.embed(shift_ids(input_ids_BT, depth, seq_idx_BT))
-            h_BTD = self.mtp(h_BTD, ahead_BTD, seq_idx_BT=seq_idx_BT, mask=mask)
+            h_BTD = self.mtp(h_BTD, ahead_BTD, seq_idx_BT=seq_idx_BT)
             outputs.append(h_BTD)
         return outputs
 

@@ -26,7 +26,7 @@ class MTP(nn.Module):
         first.eh_proj = Linear(2 * width, width)
         last.final_layernorm = RMSNorm(width, eps)
 
-    def forward(self, h_BTD: Tensor, embedded_BTD: Tensor, *, seq_idx_BT: Tensor | None = None, mask: Tensor | None = None,
+    def forward(self, h_BTD: Tensor, embedded_BTD: Tensor, *, seq_idx_BT: Tensor | None = None,
                 cache: Cache | None = None, step: Step | None = None) -> Tensor:
         """One depth: hidden states of the depth before and embeddings of the tokens one further on; the result is normed, ready for the head.
 
@@ -34,7 +34,7 @@ class MTP(nn.Module):
         first = self.layers[0]
         h_BTD = first.eh_proj(torch.cat([first.enorm(embedded_BTD), first.hnorm(h_BTD)], -1))
         for layer, state in zip(self.layers, cache.layers if cache is not None else [None] * len(self.layers)):
-            h_BTD = layer(h_BTD, seq_idx_BT=seq_idx_BT, mask=mask, state=state, step=step)
+            h_BTD = layer(h_BTD, seq_idx_BT=seq_idx_BT, state=state, step=step)
         return self.layers[-1].final_layernorm(h_BTD)
 
 
