@@ -78,15 +78,16 @@ def _steps(first, last, projected, taps, bias, dt_bias, A, D, weight, conv, ssm,
                 decay = np.float32(np.exp(dt * A[h]))
                 keys = mixed[inner + h // repeat * size:inner + (h // repeat + 1) * size]
                 queries = mixed[inner + (groups + h // repeat) * size:inner + (groups + h // repeat + 1) * size]
+                state = states[b, t, h] if keep else ssm[rows[b], h]
+                if keep:  # then always in place: two arrays that may overlap would keep the loop below from vector code
+                    state[:] = states[b, t - 1, h] if t > 0 else ssm[rows[b], h]
                 for p in range(width):
-                    old = ssm[rows[b], h, p] if t == 0 or not keep else states[b, t - 1, h, p]
-                    new = states[b, t, h, p] if keep else old
-                    value = mixed[h * width + p]
+                    row, value = state[p], mixed[h * width + p]
                     add, total = value * dt, np.float32(0.0)
                     for n in range(size):
-                        state = old[n] * decay + add * keys[n]
-                        new[n] = state
-                        total += state * queries[n]
+                        new = row[n] * decay + add * keys[n]
+                        row[n] = new
+                        total += new * queries[n]
                     y[h * width + p] = total + D[h] * value
             for group in range(groups):
                 gates, parts = projected[at + group * part:at + (group + 1) * part], y[group * part:(group + 1) * part]
