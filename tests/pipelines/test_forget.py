@@ -47,6 +47,19 @@ def test_the_new_shards_are_those_without_the_documents(run, tmp_path):
     assert result.shards.plan == scratch.plan
 
 
+def test_with_many_shards_the_documents_and_their_tokens_are_those_of_scratch(run, tmp_path):
+    folder, tokenizer, _ = run
+    web, made = dataset(tmp_path, "web", web_rows(200, seed=3), parts=4), dataset(tmp_path, "made", problem_rows(10))
+    old = tokenize(mixture(web, made), tokenizer, str(tmp_path / "shards"), shard_bytes=8000)
+    gone = {"web3-0000", "web3-0007", "web3-0120"}
+    new = forget(old.uri, gone, str(tmp_path / "new")).shards
+    left = dataset(tmp_path, "left", [row for row in web_rows(200, seed=3) if row["id"] not in gone], parts=4)
+    scratch = tokenize(mixture(left, made), tokenizer, str(tmp_path / "scratch"), shard_bytes=8000)
+    assert len(new.shards("web")) > 2
+    held = lambda shards: [(shard.ids[i], shard.document(i).tolist()) for shard in shards.shards("web") for i in range(shard.documents)]
+    assert held(new) == held(scratch)
+
+
 def test_it_leaves_tombstones_and_a_record(run, tmp_path):
     result = forget(run[2], ["web0-0003"], str(tmp_path / "new"))
     stones = Dataset.open(str(tmp_path / "new/web")).scan_rejected().collect()
