@@ -80,9 +80,8 @@ def create_app(engine: Engine, name: str = "gristmill", *, limits: Limits | None
 
     @app.post("/v1/chat/completions", responses=REFUSALS)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        thinking = body.chat_template_kwargs.enable_thinking
         messages = [message.plain() for message in body.messages]
-        return await answer(request, body, lambda: chat.encode_prompt(engine.tokenizer, messages, enable_thinking=thinking), bool(body.logprobs), thinking)
+        return await answer(request, body, lambda: chat.encode_prompt(engine.tokenizer, messages, enable_thinking=body.thinking), bool(body.logprobs), body.thinking)
 
     @app.post("/v1/completions", responses=REFUSALS)
     async def completions(body: CompletionRequest, request: Request) -> Response:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from model.engine import SamplingParams
 
@@ -50,13 +50,17 @@ class Options(BaseModel):
     thinking_budget: int | None = Field(None, ge=0, le=_INT32, validation_alias=AliasChoices("thinking_budget", "thinking_token_budget"),
                                         description="thinking tokens after which thinking is closed at the next newline; vLLM's name thinking_token_budget works too")
 
+    def schema_asked(self) -> dict[str, Any] | None:
+        """The JSON schema every sample must match."""
+        return None
+
     def params(self, tokens: int, *, logprobs: bool) -> SamplingParams:
         """For the engine; `tokens` is how many may be written where the request does not say."""
         temperature = 1.0 if self.temperature is None else self.temperature
         return SamplingParams(
             n=self.n, temperature=temperature if temperature >= COLDEST else 0.0, top_p=1.0 if self.top_p is None else self.top_p, top_k=self.top_k or 0,
             max_tokens=tokens if self.max_tokens is None else self.max_tokens, stop=self.stop or (), seed=self.seed, ignore_eos=self.ignore_eos, logprobs=logprobs,
-            thinking_budget=self.thinking_budget)
+            thinking_budget=self.thinking_budget, json_schema=self.schema_asked())
 
 
 class TextPart(BaseModel):
@@ -77,11 +81,21 @@ class Message(BaseModel):
 
 
 class TemplateArguments(BaseModel):
-    enable_thinking: bool = True
+    enable_thinking: bool | None = Field(None, description="true if absent, unless response_format asks for JSON: a grammar leaves no room to think")
+
+
+class NamedSchema(BaseModel):
+    schema_: dict[str, Any] = Field({}, alias="schema")
 
 
 class ResponseFormat(BaseModel):
-    type: Literal["text"] = "text"
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: NamedSchema | None = None
+
+    def schema_asked(self) -> dict[str, Any] | None:
+        if self.type == "json_schema":
+            return self.json_schema.schema_ if self.json_schema else {}
+        return {"type": "object"} if self.type == "json_object" else None
 
 
 class ChatRequest(Options):
@@ -92,9 +106,21 @@ class ChatRequest(Options):
     response_format: ResponseFormat | None = None
     chat_template_kwargs: TemplateArguments = TemplateArguments()
 
-    def model_post_init(self, context: Any) -> None:
+    @property
+    def thinking(self) -> bool:
+        asked = self.chat_template_kwargs.enable_thinking
+        return self.schema_asked() is None if asked is None else asked
+
+    def schema_asked(self) -> dict[str, Any] | None:
+        return self.response_format.schema_asked() if self.response_format else None
+
+    @model_validator(mode="after")
+    def _settle(self) -> ChatRequest:
         if self.max_completion_tokens is not None:
             self.max_tokens = self.max_completion_tokens
+        if self.schema_asked() is not None and self.thinking:
+            raise ValueError("response_format and enable_thinking do not go together: a grammar leaves no room to think")
+        return self
 
 
 class CompletionRequest(Options):

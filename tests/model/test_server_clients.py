@@ -91,6 +91,18 @@ def test_logprobs_are_the_engines(server, toy):
     assert [(e.token, e.logprob) for e in whole] == [(e.token, e.logprob) for e in streamed] and len(whole) > 10
 
 
+def test_structured_output_matches_its_schema(server):
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}, "b": {"enum": ["x", "y"]}}, "required": ["a", "b"], "additionalProperties": False}
+    talk = client(server[1]).chat.completions
+    asked = ASK | {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": schema, "strict": True}}}
+    found = json.loads(talk.create(**asked).choices[0].message.content)
+    assert isinstance(found["a"], bool) and found["b"] in "xy" and len(found) == 2
+    for wrong in ({"extra_body": {"chat_template_kwargs": {"enable_thinking": True}}},
+                  {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "nothing"}}}}):
+        with pytest.raises(openai.BadRequestError):
+            talk.create(**asked | wrong)
+
+
 def test_stop_strings_never_show_in_a_stream(server, toy):
     seed, text = next((seed, text) for seed in range(100) if len(text := alone(toy, "abc", seed=seed, max_tokens=60).text) > 20 and text[6:9].isascii())
     stop = text[6:9]

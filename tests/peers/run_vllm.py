@@ -13,7 +13,8 @@ asked = json.load(sys.stdin)
 greedy = SamplingParams(temperature=0, max_tokens=asked["max_tokens"], ignore_eos=True, detokenize=False)
 answers = {}
 for folder in sys.argv[1:]:
-    llm = LLM(model=folder, skip_tokenizer_init=True, dtype=asked["dtype"], max_model_len=256, max_num_seqs=8, enforce_eager=asked["eager"], kv_cache_memory_bytes=1 << 26)
+    llm = LLM(model=folder, skip_tokenizer_init=True, dtype=asked["dtype"], max_model_len=256, max_num_seqs=8, enforce_eager=asked["eager"],
+              kv_cache_memory_bytes=1 << 26, enable_prefix_caching=False)  # vLLM 0.32 on CPU: Mamba layers fail with it, their scan keeps no states between chunks
     outputs = llm.generate([{"prompt_token_ids": ids} for ids in asked["prompts"]], greedy, use_tqdm=False)
     answers[folder] = [list(output.outputs[0].token_ids) for output in outputs]
     del llm
