@@ -18,6 +18,7 @@ from torch import Tensor
 from kernels import ssd_scan
 from kernels.bits import in_spans
 from kernels.lanes import JIT
+from kernels.triton.dispatch import twin
 
 SPAN_ELEMENTS = 1 << 22  # largest decay mask held at once, in elements (16 MB of float32)
 
@@ -48,6 +49,8 @@ def ssd(x_BLHP: Tensor, dt_BLH: Tensor, A_H: Tensor, B_BLGN: Tensor, C_BLGN: Ten
     the state restarts where it changes, and `initial_state` belongs to the first document of a row.
     On a CPU, states small enough for its caches take the compiled recurrence instead (`kernels.ssd_scan`); `chunk_size` then has no effect.
     """
+    if gpu := twin("ssd", x_BLHP, B_BLGN, C_BLGN):
+        return gpu.ssd(x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, seq_idx_BL, initial_state_BHPN)
     if ssd_scan.fits(x_BLHP, B_BLGN, C_BLGN):
         return ssd_scan.Scan.apply(x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, initial_state_BHPN, seq_idx_BL)
     return _SSD.apply(x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, initial_state_BHPN, seq_idx_BL, chunk_size)
@@ -60,6 +63,8 @@ def ssd_step(x_BHP: Tensor, dt_BH: Tensor, A_H: Tensor, B_BGN: Tensor, C_BGN: Te
     reads, updates and projects each once.
     """
     assert state_SHPN.is_contiguous() and state_SHPN.dtype == torch.float32
+    if gpu := twin("ssd", x_BHP, B_BGN, C_BGN, state_SHPN):
+        return gpu.ssd_step(x_BHP, dt_BH, A_H, B_BGN, C_BGN, D_H, state_SHPN, rows_B)
     x_BHP, B_BGN, C_BGN = x_BHP.float().contiguous(), B_BGN.float().contiguous(), C_BGN.float().contiguous()
     decay_BH = torch.exp(dt_BH * A_H)
     if state_SHPN.device.type == "cpu":
