@@ -32,25 +32,21 @@ def watch_attention(lm: HybridLM, spent: list[float]) -> None:
 
 
 @torch.inference_mode()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--longest", type=int, default=131072)
-    parser.add_argument("--chunk", type=int, default=2048, help="tokens read at once")
-    arguments = parser.parse_args()
-    lm, spent = HybridLM(HybridConfig.tiny(), seed=0).eval(), [0.0]
+def measure(lm: HybridLM, longest: int, chunk_size: int) -> None:
+    spent = [0.0]
     watch_attention(lm, spent)
-    cache = Cache(lm, 2, arguments.longest + 64)
-    ids = torch.randint(0, lm.config.vocab_size, (1, arguments.longest), generator=torch.Generator().manual_seed(0))
+    cache = Cache(lm, 2, longest + 64)
+    ids = torch.randint(0, lm.config.vocab_size, (1, longest), generator=torch.Generator().manual_seed(0))
     print("| context | read, s | tokens/s of the last chunk | decode, ms a token | in attention, ms | in all else, ms | highest RSS, MB |")
     print("|---|---|---|---|---|---|---|")
     read, at, wanted = 0.0, 0, 2048
-    while at < arguments.longest:
-        chunk = min(arguments.chunk, arguments.longest - at)
+    while at < longest:
+        chunk = min(chunk_size, longest - at)
         begun = time.perf_counter()
         lm.hidden(ids[:, at:at + chunk], cache=cache, slots=[0])
         last = time.perf_counter() - begun
         read, at = read + last, at + chunk
-        if at >= wanted or at == arguments.longest:
+        if at >= wanted or at == longest:
             cache.copy([0], [1])
             whole, attention = [], []
             for _ in range(32):
@@ -62,6 +58,14 @@ def main() -> None:
             rest = median(a - b for a, b in zip(whole, attention))
             print(f"| {at:,} | {read:.1f} | {chunk / last:,.0f} | {median(whole):.2f} | {median(attention):.2f} | {rest:.2f} | {held:,.0f} |", flush=True)
             wanted *= 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--longest", type=int, default=131072)
+    parser.add_argument("--chunk", type=int, default=2048, help="tokens read at once")
+    arguments = parser.parse_args()
+    measure(HybridLM(HybridConfig.tiny(), seed=0).eval(), arguments.longest, arguments.chunk)
 
 
 if __name__ == "__main__":

@@ -43,10 +43,15 @@ def weight_in(module: nn.Module, name: str, dtype: torch.dtype) -> Tensor:
     if module.training or torch.is_grad_enabled():
         return weight.to(dtype)
     kept = module.__dict__.setdefault("_cast", {})
-    stamp = (weight._version, weight.data_ptr(), dtype)
-    if kept.get(name, (None,))[0] != stamp:
-        kept[name] = (stamp, weight.detach().to(dtype))
+    now = (stamp(weight), dtype)
+    if kept.get(name, (None,))[0] != now:
+        kept[name] = (now, weight.detach().to(dtype))
     return kept[name][1]
+
+
+def stamp(weight: Tensor) -> tuple[int, int]:
+    """Differs once the weight was written or moved (weights made under inference mode do not tell, and are not meant to be written)."""
+    return 0 if weight.is_inference() else weight._version, weight.data_ptr()
 
 
 def drop_casts(root: nn.Module) -> None:

@@ -14,7 +14,7 @@ from kernels import conv, mamba_step, norms, ssd
 from kernels.ssd_draft import ssd_draft
 from model.cache import MambaState, Step
 from model.config import HybridConfig
-from model.linear import Linear
+from model.linear import Linear, stamp
 
 
 class ConvWeights(nn.Module):
@@ -78,10 +78,10 @@ class Mamba(nn.Module):
         """What out_proj reads, for one position or a few tentative ones: a single compiled pass."""
         config = self.config
         parameters = self.conv1d.weight, self.conv1d.bias, self.dt_bias, self.A_log, self.D, self.norm.weight
-        stamp = [(p._version, p.data_ptr()) for p in parameters]
+        now = [stamp(p) for p in parameters]
         kept = self.__dict__.setdefault("_cast", {})  # dropped by train(), like other casts
-        if kept.get("step", (None,))[0] != stamp:
-            kept["step"] = stamp, mamba_step.constants(*parameters)
+        if kept.get("step", (None,))[0] != now:
+            kept["step"] = now, mamba_step.constants(*parameters)
         y_BTD, states = mamba_step.mamba_step(projected_BTX, kept["step"][1], state.conv, state.ssm, step.index_B, groups=config.n_groups,
                                               eps=config.layer_norm_epsilon, keep=step.tentative)
         if step.tentative:

@@ -28,6 +28,7 @@ from model.engine.prefix import PrefixStore
 from model.engine.scheduler import PREFILL_TOKENS, Scheduler, Sequence
 from model.engine.speculate import Drafter
 from model.engine.stream import Delta, Request, TextReader
+from model.linear import stamp
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -44,7 +45,8 @@ class Engine:
 
     guesses: tokens guessed ahead by the model's MTP block, 0 for none; used only while it pays, unless `always_guess`. prefix_bytes: what may be
     spent on remembering beginnings of prompts. memory: bytes of keys, values and states that running sequences may need in all; the others wait.
-    prefill_tokens: prompt tokens read in one step. None of these changes what is written."""
+    prefill_tokens: prompt tokens read in one step. None of these changes what is written, up to the rounding above; since whether guesses pay is
+    measured by the clock, who needs the same bytes from every run leaves them off or sets `always_guess`."""
 
     def __init__(self, lm: HybridLM, tokenizer: Tokenizer, *, max_slots: int = 64, max_length: int = 1024, seed: int = 0,
                  guesses: int = 0, always_guess: bool = False, prefix_bytes: int = 0, memory: int | None = None, prefill_tokens: int = PREFILL_TOKENS) -> None:
@@ -56,7 +58,7 @@ class Engine:
         self.lm, self.tokenizer, self.max_slots, self.max_length, self.seed = lm, tokenizer, max_slots, max_length, seed
         self.eos_ids = [i for i in map(tokenizer.token_to_id, (chat.EOS, chat.IM_END)) if i is not None]
         self._arrived = 0
-        self._stamp = -1  # of the weights
+        self._stamp: list[tuple[int, int]] = []  # of the weights
         self._readers: dict[Sequence, tuple[Request, TextReader]] = {}
 
     def generate(self, prompts: Seq[str | list[int]], params: SamplingParams | Seq[SamplingParams] | None = None) -> list[RequestOutput]:
@@ -210,15 +212,18 @@ class Engine:
         with torch.no_grad():
             for name, tensor in weights.items():
                 own[name].copy_(tensor)
+        if self.scheduler.prefixes:
+            self.scheduler.prefixes.clear()
         self.scheduler.weights_version += 1
         return self.scheduler.weights_version
 
     def _forget_old_weights(self) -> None:
         """Prefixes belong to the weights that read them; a trainer changes those in place, without a word."""
-        stamp = sum(p._version for p in self.lm.parameters())
-        if stamp != self._stamp and self.scheduler.prefixes:
-            self.scheduler.prefixes.clear()
-        self._stamp = stamp
+        if self.prefix_bytes:
+            now = [stamp(p) for p in self.lm.parameters()]
+            if now != self._stamp:
+                self.scheduler.prefixes.clear()
+            self._stamp = now
 
     @cached_property
     def token_texts(self) -> list[str]:

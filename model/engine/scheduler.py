@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -31,6 +32,9 @@ from model.engine.params import CompletionOutput, SamplingParams
 from model.engine.prefix import BLOCK, PrefixStore
 from model.engine.sampling import stream_key
 from model.engine.speculate import Drafter
+
+if TYPE_CHECKING:
+    from model.engine.grammar import Matcher
 
 PREFILL_TOKENS = 8192  # of prompts in one step, padding included: long enough for full-speed products
 
@@ -46,9 +50,8 @@ class Sequence:
     output: CompletionOutput
     slot: int = -1
     aborted: bool = False
-    stream: bool = False  # somebody reads along
     stop_check: Callable[[list[int], int], str | None] | None = field(default=None, repr=False)
-    matcher: object = field(default=None, repr=False)  # grammar.Matcher
+    matcher: Matcher | None = field(default=None, repr=False)
 
 
 @dataclass
@@ -107,10 +110,6 @@ class Scheduler:
         if self.waiting and room >= min(len(self.waiting), self.refill):
             done += self._admit(room)
         return done
-
-    def text_ids(self, sequence: Sequence) -> list[int]:
-        """Tokens a running sequence has written so far."""
-        return self.tokens_SL[sequence.slot, :self.column["written"][sequence.slot]].tolist()
 
     def written(self, sequence: Sequence, seen: int = 0) -> tuple[list[int], list[float] | None]:
         """Tokens a running sequence has written beyond the first `seen`, and their log-probabilities if it wants them."""

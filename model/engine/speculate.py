@@ -41,6 +41,8 @@ class Drafter:
         `choose(logits_AV, i)` draws the i-th token from here as the sampler will."""
         slots = range(first, first + len(counts_A))
         every_A = torch.arange(len(counts_A))
+        longest = int(counts_A.max())  # often 1, or all of one row: no padding then
+        hidden_ATD, tokens_AT = hidden_ATD[:, :longest], tokens_AT[:, :longest]
         hidden_AD = self.lm.draft_hidden(hidden_ATD, tokens_AT, self.cache, slots=slots, lengths=counts_A)[every_A, counts_A - 1]
         lengths = self.cache.lengths[first:first + len(counts_A)].clone()
         for i in range(self.guesses):
@@ -56,12 +58,12 @@ class Drafter:
 
 
 class Payoff:
-    """Does a round earn what it costs? It writes `tokens` a row and takes as long as `cost` plain steps; guessing goes on while tokens > cost.
+    """Does a round earn what it costs? It writes `tokens` a row and takes as long as `cost` plain steps; guessing goes on while tokens > MARGIN * cost.
 
     Both are measured while running (moving averages), apart for 1, 2-3, 4-7, ... sequences, for a pass over many rows is bound by arithmetic and
     one over few by reading weights. The loser is tried again every PROBE steps. Times decide how fast tokens come, never which."""
 
-    FIRST, PROBE, WEIGHT = 6, 256, 0.15
+    FIRST, PROBE, WEIGHT, MARGIN = 6, 128, 0.15, 1.1  # near break-even the clock cannot tell, and plain steps bring tokens more evenly
 
     def __init__(self, *, always: bool = False) -> None:
         self.always = always
@@ -94,7 +96,7 @@ class Payoff:
 
     def pays(self, size: int) -> bool:
         plain, guessing = self.seconds.get((size, False)), self.seconds.get((size, True))
-        return plain is not None and guessing is not None and self.written[size] * plain > guessing
+        return plain is not None and guessing is not None and self.written[size] * plain > self.MARGIN * guessing
 
     def note(self, active: int, guessed: bool, seconds: float, tokens: int) -> None:
         """One step of `active` rows wrote `tokens` in all."""

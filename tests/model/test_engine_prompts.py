@@ -133,7 +133,7 @@ def test_weights_swapped_between_steps_are_recorded_per_token(tokenizer):
     request = engine.submit([20, 21], SamplingParams(temperature=0, max_tokens=6, ignore_eos=True))
     for _ in range(3):
         engine.step()
-    before = list(request.sequences[0].prompt_ids), engine.scheduler.text_ids(request.sequences[0])
+    before = list(request.sequences[0].prompt_ids), engine.scheduler.written(request.sequences[0])[0]
     assert engine.swap_weights(new) == 1
     while engine.busy:
         engine.step()
