@@ -175,9 +175,11 @@ def _locate(folder: Path) -> dict[str, WeightsFile]:
     files = {file: WeightsFile(folder / file) for file in sorted(set(weight_map.values()))}
     for label, file in files.items():
         indexed = {name for name, home in weight_map.items() if home == label}
-        for names, fault in ((indexed - set(file.names()), "lacks {}, which the index says it holds"), (set(file.names()) - indexed, "holds {}, which the index lacks")):
-            if names:
-                raise ValueError(f"{file.path} {fault.format(_few(sorted(names)))}")
+        held = set(file.names())
+        if indexed - held:
+            raise ValueError(f"{file.path} lacks {_few(sorted(indexed - held))}, which the index says it holds")
+        if held - indexed:
+            raise ValueError(f"{file.path} holds {_few(sorted(held - indexed))}, which the index lacks")
     return {name: files[home] for name, home in weight_map.items()}
 
 

@@ -46,12 +46,14 @@ def _let_modules_be_searched() -> None:
 
 
 class UngatedExperts(nn.Module):
-    """Stands where vLLM's `FusedMoEFactory(...)` does in its NemotronH: routed experts, latent projections and shared expert, from hidden state and router logits."""
+    """Stands where vLLM's `FusedMoEFactory(...)` does in its NemotronH: routed experts, latent projections and the shared expert.
+
+    Raises ValueError for what it has no code for: tensor parallelism, quantization, expert groups, other activations."""
 
     def __init__(self, *, shared_experts: nn.Module | None, num_experts: int, top_k: int, hidden_size: int, intermediate_size: int, renormalize: bool,
-                 e_score_correction_bias: Tensor, routed_scaling_factor: float, routed_input_transform: nn.Module | None, routed_output_transform: nn.Module | None,
-                 activation: str, scoring_func: str, num_expert_group: int, topk_group: int, quant_config: object = None, enable_eplb: bool = False,
-                 is_sequence_parallel: bool = False, **layout: object) -> None:
+                 e_score_correction_bias: Tensor, routed_scaling_factor: float, routed_input_transform: nn.Module | None,
+                 routed_output_transform: nn.Module | None, activation: str, scoring_func: str, num_expert_group: int, topk_group: int,
+                 quant_config: object = None, enable_eplb: bool = False, is_sequence_parallel: bool = False, **layout: object) -> None:
         from vllm.distributed import get_tensor_model_parallel_world_size
 
         super().__init__()

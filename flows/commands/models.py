@@ -168,7 +168,7 @@ def serve(
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="New tokens a request may ask for; as many as fit without.")] = None,
     queue: Annotated[int, typer.Option("--queue", min=0, help="Sequences that may wait for a slot; beyond it clients get 429.")] = 256,
     max_body: Annotated[int, typer.Option("--max-body", min=1, help="Bytes of a request's body.", metavar="BYTES")] = 4 << 20,
-    key_env: Annotated[str, typer.Option("--api-key-env", help="Environment variable with the key clients must send; unset: no key.", metavar="NAME")] = "GRISTMILL_API_KEY",
+    key_env: Annotated[str, typer.Option("--api-key-env", help="Variable that holds the key clients must send, if any.", metavar="NAME")] = "GRISTMILL_API_KEY",
     drain: Annotated[int, typer.Option("--drain", min=0, help="Seconds that running requests have to end in when the server is told to stop.")] = 60,
     quiet: Quiet = False,
 ) -> None:

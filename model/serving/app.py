@@ -46,7 +46,10 @@ class Refusal(BaseModel):
     error: Fault
 
 
-REFUSALS: dict[int | str, dict[str, Any]] = {status: {"model": Refusal} for status in (400, 401, 404, 413, 429, 503)}
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The whole answer, or its chunks as events where `stream` asks for them", "content": {"application/json": {}, "text/event-stream": {}}},
+    **{status: {"model": Refusal} for status in (400, 401, 404, 413, 429, 503)},
+}
 
 
 def create_app(engine: Engine, name: str = "gristmill", *, limits: Limits | None = None, key: str | None = None) -> FastAPI:
@@ -78,12 +81,13 @@ def create_app(engine: Engine, name: str = "gristmill", *, limits: Limits | None
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "gristmill", "max_model_len": engine.max_length}]}
 
-    @app.post("/v1/chat/completions", responses=REFUSALS)
+    @app.post("/v1/chat/completions", responses=ANSWERS)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         messages = [message.plain() for message in body.messages]
-        return await answer(request, body, lambda: chat.encode_prompt(engine.tokenizer, messages, enable_thinking=body.thinking), bool(body.logprobs), body.thinking)
+        thinking = body.thinking
+        return await answer(request, body, lambda: chat.encode_prompt(engine.tokenizer, messages, enable_thinking=thinking), bool(body.logprobs), thinking)
 
-    @app.post("/v1/completions", responses=REFUSALS)
+    @app.post("/v1/completions", responses=ANSWERS)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         return await answer(request, body, lambda: body.prompt, body.logprobs is not None, False)
 
@@ -107,7 +111,8 @@ def create_app(engine: Engine, name: str = "gristmill", *, limits: Limits | None
         except EngineFailure as failure:
             return refusal(str(failure), 503)
         metrics.prompt_tokens.inc(ticket.prompt_tokens)
-        reply = Reply(chatting=isinstance(body, ChatRequest), model=name, samples=body.n, thinking=thinking, token_texts=engine.token_texts if logprobs else None)
+        reply = Reply(chatting=isinstance(body, ChatRequest), model=name, samples=body.n, thinking=thinking,
+                      token_texts=engine.token_texts if logprobs else None)
         reply.prompt_tokens = ticket.prompt_tokens
 
         def close() -> None:

@@ -48,7 +48,7 @@ class Options(BaseModel):
     stream_options: StreamOptions | None = None
     ignore_eos: bool = False
     thinking_budget: int | None = Field(None, ge=0, le=_INT32, validation_alias=AliasChoices("thinking_budget", "thinking_token_budget"),
-                                        description="thinking tokens after which thinking is closed at the next newline; vLLM's name thinking_token_budget works too")
+                                        description="thinking tokens after which thinking is closed at the next newline; also thinking_token_budget, as in vLLM")
 
     def schema_asked(self) -> dict[str, Any] | None:
         """The JSON schema every sample must match."""
@@ -58,9 +58,9 @@ class Options(BaseModel):
         """For the engine; `tokens` is how many may be written where the request does not say."""
         temperature = 1.0 if self.temperature is None else self.temperature
         return SamplingParams(
-            n=self.n, temperature=temperature if temperature >= COLDEST else 0.0, top_p=1.0 if self.top_p is None else self.top_p, top_k=self.top_k or 0,
-            max_tokens=tokens if self.max_tokens is None else self.max_tokens, stop=self.stop or (), seed=self.seed, ignore_eos=self.ignore_eos, logprobs=logprobs,
-            thinking_budget=self.thinking_budget, json_schema=self.schema_asked())
+            n=self.n, temperature=temperature if temperature >= COLDEST else 0.0, top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=self.top_k or 0, max_tokens=tokens if self.max_tokens is None else self.max_tokens, stop=self.stop or (), seed=self.seed,
+            ignore_eos=self.ignore_eos, logprobs=logprobs, thinking_budget=self.thinking_budget, json_schema=self.schema_asked())
 
 
 class TextPart(BaseModel):

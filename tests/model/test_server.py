@@ -1,26 +1,18 @@
 """The server speaks OpenAI's protocol: whole answers, streams, refusals, many clients at once."""
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import pytest
 from fastapi.testclient import TestClient
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from model import HybridConfig, HybridLM, chat
+from model import chat
 from model.engine import Engine, SamplingParams
 from model.serving import create_app
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
-    tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tok.decoder = decoders.ByteLevel()
-    tok.train_from_iterator(["x"], trainers.BpeTrainer(vocab_size=272, special_tokens=chat.SPECIAL_TOKENS, show_progress=False,
-                                                      initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    config = replace(HybridConfig.tiny(vocab_size=272), hidden_size=64, pattern="M*", mtp_depth=0, initializer_range=0.3)
-    return Engine(HybridLM(config, seed=2), tok, max_slots=4, max_length=96)
+def engine(toy) -> Engine:
+    return Engine(*toy, max_slots=4, max_length=96)
 
 
 @pytest.fixture(scope="module")

@@ -250,3 +250,27 @@ def test_the_openapi_page_names_its_refusals(server):
         statuses = set(page["paths"][path]["post"]["responses"])
         assert {"200", "400", "401", "404", "413", "429", "503"} <= statuses and "422" not in statuses
     assert json.dumps(page)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path, examples", [("/v1/chat/completions", 40), ("/v1/completions", 40), ("/v1/models", 5), ("/health", 5), ("/metrics", 5)])
+def test_no_request_made_from_the_openapi_page_breaks_the_server(toy, path, examples):
+    schemathesis = pytest.importorskip("schemathesis")
+    from hypothesis import HealthCheck, given, settings
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
+
+    with served(toy, length=64, limits=Limits(tokens=8)) as (_, address):
+        schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
+        (operation,) = [found.ok() for found in schema.get_all_operations() if found.ok().path == path]
+        statuses = set()
+
+        @settings(max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy())
+        def check(case):
+            answer = case.call()
+            statuses.add(answer.status_code)
+            case.validate_response(answer, checks=[not_a_server_error, content_type_conformance, response_schema_conformance])
+
+        check()
+        assert statuses <= {200, 400, 404, 413} and httpx.get(f"{address}/health").status_code == 200
