@@ -47,7 +47,7 @@ class Refusal(BaseModel):
 
 
 ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The whole answer, or its chunks as events where `stream` asks for them", "content": {"application/json": {}, "text/event-stream": {}}},
+    200: {"description": "The whole answer, or its chunks as events if `stream` asks for them", "content": {"application/json": {}, "text/event-stream": {}}},
     **{status: {"model": Refusal} for status in (400, 401, 404, 413, 429, 503)},
 }
 

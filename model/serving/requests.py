@@ -48,7 +48,7 @@ class Options(BaseModel):
     stream_options: StreamOptions | None = None
     ignore_eos: bool = False
     thinking_budget: int | None = Field(None, ge=0, le=_INT32, validation_alias=AliasChoices("thinking_budget", "thinking_token_budget"),
-                                        description="thinking tokens after which thinking is closed at the next newline; also thinking_token_budget, as in vLLM")
+                                        description="thinking tokens after which thinking is closed at the next newline; also thinking_token_budget")
 
     def schema_asked(self) -> dict[str, Any] | None:
         """The JSON schema every sample must match."""

@@ -134,21 +134,25 @@ def test_training_a_loaded_model_leaves_its_file_alone(folder):
 
 
 MEASURE = """
-import gc, json, re, sys, torch
+import json, os, re, sys, torch
 from model import HybridLM
 
 def resident(field):
     return int(re.search(field + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 
+torch.set_num_threads(1)
 HybridLM.from_pretrained(sys.argv[1])  # what loading needs besides weights
 for folder in sys.argv[2:]:
     for dtype in (None, torch.float32):
-        gc.collect()
-        open("/proc/self/clear_refs", "w").write("5")  # forget the peak
-        before = resident("VmRSS")
-        lm = HybridLM.from_pretrained(folder, dtype=dtype)
-        print(json.dumps([folder, str(dtype), (resident("VmHWM") - before) / sum(t.numel() * t.element_size() for t in lm.state_dict().values())]))
-        del lm
+        child = os.fork()  # each starts from the same memory: nothing freed by an earlier load can be used again
+        if not child:
+            open("/proc/self/clear_refs", "w").write("5")  # forget the peak
+            before = resident("VmRSS")
+            lm = HybridLM.from_pretrained(folder, dtype=dtype)
+            size = sum(t.numel() * t.element_size() for t in lm.state_dict().values())
+            print(json.dumps([os.path.basename(folder), str(dtype), (resident("VmHWM") - before) / size]), flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
 """
 
 
@@ -161,9 +165,9 @@ def test_loading_does_not_hold_weights_twice(folder, tmp_path):
     lm.save_pretrained(tmp_path / "one", dtype=torch.bfloat16)
     lm.save_pretrained(tmp_path / "shards", dtype=torch.bfloat16, shard_bytes=20_000_000)
     answer = subprocess.run([sys.executable, "-c", MEASURE, str(folder), str(tmp_path / "one"), str(tmp_path / "shards")], capture_output=True, text=True, check=True,
-                            cwd=ROOT)
+                            cwd=ROOT, timeout=60)
     rows = [json.loads(line) for line in answer.stdout.splitlines()]
-    assert len(rows) == 4 and all(0.7 < grown < 1.2 for _, _, grown in rows), rows
+    assert len(rows) == 4 and all(0.9 < grown < 1.2 for _, _, grown in rows), rows
 
 
 @pytest.mark.parametrize("change, words", [
