@@ -16,6 +16,7 @@ from numba import njit
 from torch import Tensor
 
 from kernels.lanes import JIT, ROWS, flat, load, over_tiles, runs_here, sigmoid, store, tiles
+from kernels.triton.dispatch import twin
 
 TAPS = 4  # the width the compiled loops are written for; others run the reference
 
@@ -46,6 +47,8 @@ def causal_conv_reference(x_BLC: Tensor, weight_CW: Tensor, bias_C: Tensor, *, s
 
 def causal_conv(x_BLC: Tensor, weight_CW: Tensor, bias_C: Tensor, *, seq_idx_BL: Tensor | None = None, state_BWC: Tensor | None = None) -> Tensor:
     """The compiled form. x may be a slice of a wider tensor, as long as its channels are adjacent."""
+    if weight_CW.shape[1] == TAPS and (gpu := twin("conv", x_BLC, weight_CW)):
+        return gpu.causal_conv(x_BLC, weight_CW, bias_C, seq_idx_BL, state_BWC)
     if weight_CW.shape[1] != TAPS or not runs_here(x_BLC, state_BWC) or x_BLC.stride(2) != 1:
         return causal_conv_reference(x_BLC, weight_CW, bias_C, seq_idx_BL=seq_idx_BL, state_BWC=state_BWC)
     length = x_BLC.shape[1]
@@ -60,6 +63,8 @@ def causal_conv_step(x_BC: Tensor, weight_CW: Tensor, bias_C: Tensor, state_SWC:
 
     Rows that are not active keep their state, and their output means nothing.
     """
+    if weight_CW.shape[1] == TAPS and state_SWC.is_contiguous() and (gpu := twin("conv", x_BC, weight_CW, state_SWC)):
+        return gpu.causal_conv_step(x_BC, weight_CW, bias_C, state_SWC, rows_B, active_B)
     compiled = weight_CW.shape[1] == TAPS and runs_here(x_BC, state_SWC) and x_BC.dtype == state_SWC.dtype
     if not compiled or x_BC.stride(1) != 1 or not state_SWC.is_contiguous():
         before = state_SWC[rows_B]

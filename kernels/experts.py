@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import experts_step
+from kernels.triton.dispatch import twin
 
 Gemm = Callable[[Tensor, Tensor], Tensor]
 DENSE_EXPERTS, DENSE_PRODUCTS = 16, 1024  # up to that many experts, and (token, expert) pairs: one batched product over all beats a loop (decoding)
@@ -53,6 +54,8 @@ def experts(x_TL: Tensor, up_EML: Tensor, down_ELM: Tensor, index_TK: Tensor, we
 
     `load_E`: tokens per expert if the caller has counted them already.
     """
+    if gemm is F.linear and (gpu := twin("experts", x_TL, up_EML, down_ELM)):
+        return gpu.experts(x_TL, up_EML, down_ELM, index_TK, weight_TK)
     tokens, choices = index_TK.shape
     count = up_EML.shape[0]
     if gemm is F.linear and not torch.is_grad_enabled() and experts_step.fits(x_TL, up_EML, down_ELM):

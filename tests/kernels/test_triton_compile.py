@@ -20,8 +20,8 @@ def test_every_kernel_compiles(arch, tmp_path):
     run = subprocess.run([sys.executable, "tests/kernels/compile_triton.py", str(arch)], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
-    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "kernels/triton").glob("*.py")]
-    launched = {name for text in sources for name in re.findall(r"^@triton\.jit\ndef (\w+)\(", text, re.M) if f" {name}[" in text}
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "kernels/triton").glob("*.py")}
+    launched = {f"{file}.{name}" for file, text in sources.items() for name in re.findall(r"^@triton\.jit\ndef (\w+)\(", text, re.M) if f" {name}[" in text}
     assert set(found) == launched
     for name, variants in found.items():
         assert all(kernel["elf"] and kernel["shared"] <= MOST_SHARED for kernel in variants), name
