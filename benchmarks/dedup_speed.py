@@ -6,7 +6,8 @@ Everyone starts from a Parquet file of texts and ends with a file of the survivo
 rows, 64-bit hashes. In turn, pass by pass, one thread each; times are CPU seconds of the process and its children, the best pass counts.
 datatrove runs its four steps (signatures, buckets, clusters, filter) between its own reader and writer, on fewer documents because it is slow.
 The others shingle with a regex (lower-cased words) and hash with rensa's batch function, which reads all shingles of 500 documents at a time,
-or document by document with datasketch; rensa flags every copy but those of earlier batches, so it removes more. Then the decisions: which planted near-copies each one removed, and where they differ from ours.
+or document by document with datasketch; rensa flags every copy but those of earlier batches, so it removes more. Then
+the decisions: which planted near-copies each one removed, and where they differ from ours.
 Words differ a little (datatrove splits with spaCy, ours with a table of its own), so shingles do; the last line compares with datasketch
 on our own shingle hashes, where nothing may differ.
 """

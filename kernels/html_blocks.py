@@ -27,8 +27,8 @@ LONG_BLOCK = 100  # characters outside links from which a block with a full stop
 
 
 @numba.njit(cache=True, nogil=True)
-def _count(data, start, end, row, in_link, in_bold, seen):
-    """Add a text run's counts to a block's row; returns the run's polynomial hash chained onto `seen`."""
+def _count(data, start, end, row, in_link, in_bold):
+    """Add a text run's counts to a block's row."""
     inside = False
     characters = words = wide = 0
     i = start
@@ -39,7 +39,6 @@ def _count(data, start, end, row, in_link, in_bold, seen):
             inside = False
             continue
         if 0x80 <= byte < 0xC0:  # inside a character
-            seen = (seen ^ uint64(byte)) * uint64(0x100000001B3)
             continue
         stop = comma = digit = False
         letter = True
@@ -73,7 +72,6 @@ def _count(data, start, end, row, in_link, in_bold, seen):
             wide += 1  # kana and Han: about two characters a word
             inside = True
         characters += 1
-        seen = (seen ^ uint64(byte)) * uint64(0x100000001B3)
         if letter and not inside:
             words += 1
             upper = 65 <= byte <= 90
@@ -92,7 +90,6 @@ def _count(data, start, end, row, in_link, in_bold, seen):
         row[LINK_CHARACTERS] += characters
     if in_bold:
         row[BOLD_CHARACTERS] += characters
-    return seen
 
 
 @numba.njit(cache=True, nogil=True)
@@ -147,14 +144,14 @@ def _match(stack, depth, nodes, tag, traits, opened):
 
 
 @numba.njit(cache=True, nogil=True)
-def build(data, events, cues, traits, siblings, fences, nodes, node_cues, blocks, block_cues, hashes):
+def build(data, events, cues, traits, siblings, fences, nodes, node_cues, blocks, block_cues):
     """Fill `nodes` int32 [N, 4], `blocks` int32 [B, 17] and what goes with them; returns (nodes, blocks), blocks = -1 if B was too small.
 
     Text that is never shown (scripts, hidden spans) becomes `UNSEEN` in `events`.
 
     Args:
         traits, siblings, fences: per tag id; an opening tag ends an open element of its own `siblings` group (bits) unless a fence of it stands between.
-        block_cues: uint64 [B], the cues of inline elements inside a block; hashes: uint64 [B], of its non-space bytes.
+        block_cues: uint64 [B], the cues of inline elements inside a block.
     """
     stack = np.empty(MAX_DEPTH, np.int32)
     opened = np.zeros(traits.size, np.int32)
@@ -166,9 +163,8 @@ def build(data, events, cues, traits, siblings, fences, nodes, node_cues, blocks
     pre_node = 0
     skip = soft = link = bold = pre = 0  # stack heights at which such an element stands open; 0: none
     raw = broke = False
-    blank = uint64(0xCBF29CE484222325)
     row = np.zeros(blocks.shape[1], np.int32)
-    seen, inline_cues = blank, uint64(0)
+    inline_cues = uint64(0)
     for event in range(events.shape[0] + 1):
         final = event == events.shape[0]
         tag = -(traits.size - 1) if final else events[event, 0]
@@ -180,7 +176,7 @@ def build(data, events, cues, traits, siblings, fences, nodes, node_cues, blocks
             before = row[CHARACTERS]
             if not begun and not (pre and row[FIRST]):  # the indentation of a first line of code is part of it
                 row[FIRST] = event
-            seen = _count(data, events[event, 1], events[event, 2], row, link > 0, bold > 0, seen)
+            _count(data, events[event, 1], events[event, 2], row, link > 0, bold > 0)
             if row[CHARACTERS] > before:
                 row[END] = event + 1
                 begun, broke = True, False
@@ -205,12 +201,12 @@ def build(data, events, cues, traits, siblings, fences, nodes, node_cues, blocks
             if row[LONG] < LONG_BLOCK or not row[STOPS]:
                 row[LONG] = 0
             blocks[at] = row
-            block_cues[at], hashes[at] = inline_cues, seen
+            block_cues[at] = inline_cues
             at += 1
             row[:] = 0
             begun = False
         if boundary:
-            seen, inline_cues = blank, uint64(0)
+            inline_cues = uint64(0)
             row[:] = 0
         if opening:
             found = cues[event]
@@ -258,11 +254,11 @@ def build(data, events, cues, traits, siblings, fences, nodes, node_cues, blocks
                     return count, -1
                 row[NODE], row[BLOCKS] = pre_node, 1
                 blocks[at] = row
-                block_cues[at], hashes[at] = inline_cues, seen
+                block_cues[at] = inline_cues
                 at += 1
                 row[:] = 0
                 begun = False
-                seen, inline_cues = blank, uint64(0)
+                inline_cues = uint64(0)
     _pop(stack, depth, 0, nodes, count, opened)
     return count, at
 
@@ -305,17 +301,3 @@ def widening(nodes, blocks, sums, found):
                 node = nodes[node, PARENT]
             found[b, level] = node
             reached = sums[node, BLOCKS]
-
-
-@numba.njit(cache=True, nogil=True)
-def spans(nodes, blocks, found):
-    """found int32 [N, 2]: the first block in a container and the one after its last (blocks are in document order, so they are neighbours)."""
-    found[:, 0], found[:, 1] = blocks.shape[0], 0
-    for b in range(blocks.shape[0]):
-        node = blocks[b, NODE]
-        found[node, 0] = min(found[node, 0], b)
-        found[node, 1] = b + 1
-    for node in range(nodes.shape[0] - 1, 0, -1):
-        parent = nodes[node, PARENT]
-        found[parent, 0] = min(found[parent, 0], found[node, 0])
-        found[parent, 1] = max(found[parent, 1], found[node, 1])

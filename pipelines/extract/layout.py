@@ -1,4 +1,4 @@
-"""A page as blocks of text in nested containers: what the classifier measures and the writer writes."""
+"""A page as blocks of text in nested containers: what is scored and what the writer writes."""
 
 from dataclasses import dataclass
 
@@ -30,7 +30,6 @@ class Layout:
     node_cues: np.ndarray  # uint64 [N]
     blocks: np.ndarray  # int32 [B, 17]
     block_cues: np.ndarray  # uint64 [B]
-    hashes: np.ndarray  # uint64 [B]
     sums: np.ndarray  # int64 [N, 17]
     items: np.ndarray  # int32 [N]: the list item a container is in; 0: none
     cells: np.ndarray  # int32 [N]: the cell of a data table
@@ -52,9 +51,9 @@ def lay_out(html: bytes) -> Layout:
     events = events[:count]
     nodes, node_cues = np.empty((count + 2, 4), np.int32), np.empty(count + 2, np.uint64)
     most = min(count + 1, MAX_BLOCKS)
-    blocks, block_cues, hashes = np.empty((most, 17), np.int32), np.empty(most, np.uint64), np.empty(most, np.uint64)
+    blocks, block_cues = np.empty((most, 17), np.int32), np.empty(most, np.uint64)
     node_count, block_count = build(
-        data, events, cues, vocabulary.TRAITS, vocabulary.SIBLINGS, vocabulary.FENCES, nodes, node_cues, blocks, block_cues, hashes
+        data, events, cues, vocabulary.TRAITS, vocabulary.SIBLINGS, vocabulary.FENCES, nodes, node_cues, blocks, block_cues
     )
     if block_count < 0:
         raise TooManyBlocks(f"more than {MAX_BLOCKS} blocks of text")
@@ -65,7 +64,7 @@ def lay_out(html: bytes) -> Layout:
     place(nodes, sums, vocabulary.ROLES, *places)
     said = int(mentions(data, len(html), *vocabulary.NEEDLES))
     return Layout(
-        html, data, said, events, nodes, node_cues[:node_count], blocks, block_cues[:block_count], hashes[:block_count], sums, *places
+        html, data, said, events, nodes, node_cues[:node_count], blocks, block_cues[:block_count], sums, *places
     )
 
 

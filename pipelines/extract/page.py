@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from pipelines.extract.charset import decode
-from pipelines.extract.classifier import load, main_text
+from pipelines.extract.choose import main_text
 from pipelines.extract.formulas import keep_formulas
 from pipelines.extract.layout import TooManyBlocks, lay_out
 from pipelines.extract.metadata import metadata_of
@@ -50,7 +50,7 @@ def extract(body: bytes, url: str = "", content_type: str | None = None) -> Extr
         page = lay_out(keep_formulas(html).encode("utf-8", "replace"))
     except TooManyBlocks:
         return Extraction("", charset=charset, failure="too_many_blocks")
-    text = tidy(write_text(page, main_text(page, load())))
+    text = tidy(write_text(page, main_text(page)))
     about = metadata_of(page, url)
     return Extraction(
         text=text,

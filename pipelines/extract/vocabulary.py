@@ -1,6 +1,6 @@
 """What tags do, and the words by which web authors name the parts of a page: data for the kernels that read HTML.
 
-A cue is a group of class, id, role or itemprop words that mean one thing; the classifier learns what each is worth, so a group need not be "good"
+A cue is a group of class, id, role or itemprop words that mean one thing; `scores` says what each is worth, so a group need not be "good"
 or "bad". The words are those of the big publishing systems (WordPress, Drupal, MediaWiki, Discourse, Sphinx, Shopify ...), of schema.org and of ARIA.
 """
 
@@ -115,16 +115,9 @@ WORD_TABLE = table(
 )
 ATTRIBUTE_TABLE = table(ATTRIBUTES)
 
-# What a page says it is, in schema.org's and Open Graph's words or its generator's name; as they stand, anywhere on it.
-KINDS = {
-    "forum": (b"DiscussionForumPosting", b"QAPage", b"phpBB", b"XenForo", b"vBulletin", b"Discourse"),
-    "product": (b'"Product"', b"schema.org/Product", b"og:price", b"product:price"),
-    "article": (b"NewsArticle", b"BlogPosting", b'"Article"', b"schema.org/Article", b'content="article"'),
-    "list": (b"CollectionPage", b"ItemList", b"SearchResultsPage"),
-}
 # What is looked for before licences are.
 LICENCE_WORDS, LICENCE_KEY, DEED_HOST = (b"icense", b"icence"), (b'"license"',), (b"creativecommons.org/",)
-MENTIONS = tuple(word for words in (*KINDS.values(), LICENCE_WORDS, LICENCE_KEY, DEED_HOST) for word in words)
+MENTIONS = (*LICENCE_WORDS, *LICENCE_KEY, *DEED_HOST)
 NEEDLES = needles(MENTIONS)
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from pipelines.extract import extract
 from pipelines.extract.charset import decode
-from pipelines.extract.classifier import complete
+from pipelines.extract.choose import complete
 from pipelines.extract.formulas import keep_formulas, linearise
 from pipelines.extract.layout import lay_out
 from pipelines.extract.page import tidy

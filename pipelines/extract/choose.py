@@ -1,60 +1,31 @@
-"""Which blocks of a page are its main text: two small sets of boosted trees, and a choice made for the page as a whole.
+"""Which blocks of a page are its main text: how likely each is (`scores`), and a choice made for the page as a whole.
 
-The first looks at each block by itself (`features`), the second at what the first said of its surroundings (`context`). The blocks kept are those
-that make the expected F-score of the page's words highest, given the probabilities: a page sure of its article drops what is doubtful, a page of scattered
-pieces keeps it, and no threshold per kind of page is needed. What the page's template makes in the same way as these is kept with them.
-
-`weights.npz` was trained by `benchmarks/extraction_training.py` on the 512 pages of the WCXB development set (CC BY 4.0) and on nothing else; it
-holds counts and thresholds of structure, no text.
+The blocks kept are those that make the expected F-score of the page's words highest, given the probabilities: a page sure of its article drops what is
+doubtful, a page of scattered pieces keeps it, and no threshold per kind of page is needed. What the page's template makes in the same way as these is
+kept with them.
 """
-
-import functools
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from kernels import html_blocks as html
-from kernels.boosted_trees import Trees, probabilities
 from kernels.html_blocks import template_paths
 from kernels.html_text import CODE
-from pipelines.extract.context import context
-from pipelines.extract.features import features
 from pipelines.extract.layout import Layout
+from pipelines.extract.scores import probabilities
 from pipelines.extract.vocabulary import ROLES
 
-# The F-score's beta, squared: below 1, precision counts more. The model is surer than it should be on sites it was not trained on, and boilerplate
-# in training text costs more than a doubtful line that is missing. Where most of what seems to be text is running text, the doubtful rest
-# is headlines of other articles; where it is not (lists, products), the doubtful rest is the page's content.
-_BETA_SQUARED_RUNNING, _BETA_SQUARED_OTHER = 0.16, 0.49
+# The F-score's beta, squared: below 1, precision counts more. Where most of what seems to be text is running text, the doubtful rest is headlines of
+# other articles; where it is not (lists, products), the doubtful rest is the page's content.
+_BETA_SQUARED_RUNNING, _BETA_SQUARED_OTHER = 0.08, 2.0
 _RUNNING_SHARE = 0.6
-_SHARE_KEPT = 0.3  # of the words at one path, above which all are kept; chosen on held-out WCXB pages and Readability's
-WEIGHTS = Path(__file__).with_name("weights.npz")
+_SHARE_KEPT = 0.3  # of the words at one path, above which all are kept
 
 
-class Model(NamedTuple):
-    first: Trees
-    second: Trees
-
-
-@functools.cache
-def load(path: Path = WEIGHTS) -> Model:
-    with np.load(path, allow_pickle=False) as arrays:
-        return Model(*(Trees(*(arrays[f"{look}.{name}"] for name in Trees._fields[:-1]), float(arrays[f"{look}.bias"])) for look in Model._fields))
-
-
-def save(model: Model, path: Path) -> None:
-    np.savez_compressed(path, **{f"{look}.{name}": value for look, trees in model._asdict().items() for name, value in trees._asdict().items()})
-
-
-def main_text(page: Layout, model: Model) -> np.ndarray:
+def main_text(page: Layout) -> np.ndarray:
     """bool [B]: the blocks that are main text."""
     if not len(page.blocks):
         return np.zeros(0, bool)
-    rows = features(page)
-    first = probabilities(model.first, rows)
-    second = probabilities(model.second, np.concatenate([rows, context(page, first)], axis=1))
-    return complete(page, choose(page, second))
+    return complete(page, choose(page, probabilities(page)))
 
 
 def complete(page: Layout, keep: np.ndarray) -> np.ndarray:
