@@ -1,13 +1,11 @@
-"""A training step (forward and backward) and decoding, against transformers' NemotronHForCausalLM: same weights, same batch, same run.
+"""A training step (forward and backward) against transformers' NemotronHForCausalLM: same weights, same batch, same run.
 
-    python benchmarks/model_speed.py train          # tokens/s of both, in turn; the share of the machine's own bf16 matmul peak
-    python benchmarks/model_speed.py train --profile
-    python benchmarks/model_speed.py scaling        # ours over length, batch and experts
-    python benchmarks/model_speed.py decode         # the engine at batch 1 and 16 against transformers' generate
+    python benchmarks/model_speed.py [--passes 8] [--profile]
 
 The configuration is 18.7M parameters: `MEMEM*EMEM*E`, hidden 256, 8 Mamba heads x 64 with a state of 64 in 2 groups, 16 experts of 256 of which 2
 work, a shared one of 512, vocabulary 8192; batches of 4 x 512 tokens. transformers holds bf16 weights; ours holds float32 masters and computes in
-bf16, casts included. Passes alternate and the best of each counts, for other work on the machine only ever slows one down.
+bf16, casts included. Passes alternate and the best of each counts, for other work on the machine only ever slows one down. Beside the two: the
+share of the machine's own bf16 matmul rate, measured in the same run, that our step's matrix products amount to (`benchmarks/engine_speed.py` decodes).
 """
 
 import argparse
@@ -71,11 +69,12 @@ def peak() -> float:
     return 2 * 2048**3 / best(8, lambda: a @ b)[0]
 
 
-def matmul_flops(config: HybridConfig) -> float:
-    """Matrix-product FLOP a token of forward and backward: 6 a weight that works, attention and the SSD scan's products left out."""
-    from model.config import active_parameters
-
-    return 6.0 * active_parameters(config)
+def matmul_flops(lm: HybridLM) -> float:
+    """FLOP a token of forward and backward: 6 a weight that works. The embedding, the experts not chosen and the products without weights are left out."""
+    config = lm.config
+    idle = 1 - config.num_experts_per_tok / config.n_routed_experts
+    resting = sum(parameter.numel() for name, parameter in lm.named_parameters() if ".experts." in name) * idle
+    return 6.0 * (sum(parameter.numel() for parameter in lm.parameters()) - lm.embeddings.weight.numel() - resting)
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -91,6 +90,7 @@ def train(arguments: argparse.Namespace) -> None:
     tokens = BATCH * LENGTH
     print(f"threads {torch.get_num_threads()}\n\n| forward + backward, bf16 | tokens/s | ratio |\n|---|---|---|")
     print(f"| transformers | {tokens / other:,.0f} | 1 |\n| gristmill | {tokens / mine:,.0f} | {other / mine:.2f} |")
+    print(f"\n{matmul_flops(lm) * tokens / mine / peak():.0%} of this machine's bf16 matmul rate")
     if arguments.profile:
         from torch.profiler import ProfilerActivity, profile
 
@@ -101,11 +101,9 @@ def train(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train"])
     parser.add_argument("--passes", type=int, default=8)
     parser.add_argument("--profile", action="store_true")
-    arguments = parser.parse_args()
-    {"train": train}[arguments.what](arguments)
+    train(parser.parse_args())
 
 
 if __name__ == "__main__":
