@@ -16,18 +16,19 @@ from kernels.html_tokens import HIDDEN_CUE, HREF_CUE, TEXT, UNSEEN
 
 MAX_DEPTH = 512  # Chromium's limit
 # What a tag does (bits of `traits`).
-BLOCK, VOID, SKIP, RAW, BREAK, PRE, LINK, BOLD, FENCE, FORMULA, PARAGRAPH = (1 << i for i in range(11))
+BLOCK, VOID, SKIP, RAW, BREAK, PRE, LINK, FENCE, FORMULA, PARAGRAPH = (1 << i for i in range(10))
 SKIP_CUE = 1 << 61  # of an element that is never text: line numbers, heading anchors, rendered formulas
 # Columns of a container's row.
 PARENT, TAG, LAST, DEPTH = range(4)
 # Columns of a block's row; from CHARACTERS on: counts, summed over subtrees by `sum_subtrees`.
-FIRST, END, NODE, STARTS_UPPER, ENDS_STOP = range(5)
-CHARACTERS, LINK_CHARACTERS, BOLD_CHARACTERS, WORDS, COMMAS, STOPS, DIGITS, UPPERS, BREAKS, LINKS, BLOCKS, LONG = range(5, 17)
+FIRST, END, NODE, ENDS_STOP = range(4)
+CHARACTERS, LINK_CHARACTERS, WORDS, STOPS, BLOCKS, LONG = range(4, 10)
+COLUMNS = 10
 LONG_BLOCK = 100  # characters outside links from which a block with a full stop counts as running text: LONG holds their number
 
 
 @numba.njit(cache=True, nogil=True)
-def _count(data, start, end, row, in_link, in_bold):
+def _count(data, start, end, row, in_link):
     """Add a text run's counts to a block's row."""
     inside = False
     characters = words = wide = 0
@@ -40,8 +41,7 @@ def _count(data, start, end, row, in_link, in_bold):
             continue
         if 0x80 <= byte < 0xC0:  # inside a character
             continue
-        stop = comma = digit = False
-        letter = True
+        stop, letter = False, True
         if byte < 0x80:
             if byte == 38:  # & starts an entity: one character, or a space
                 j = i
@@ -52,10 +52,8 @@ def _count(data, start, end, row, in_link, in_bold):
                         i, inside = j + 1, False
                         continue
                     i = j + 1
-            digit = 48 <= byte <= 57
-            letter = digit or 97 <= (byte | 32) <= 122
+            letter = 48 <= byte <= 57 or 97 <= (byte | 32) <= 122
             stop = byte == 46 or byte == 33 or byte == 63
-            comma = byte == 44 or byte == 59 or byte == 58
         elif byte == 0xC2:
             if data[i] == 0xA0:  # no-break space
                 i, inside = i + 1, False
@@ -65,31 +63,23 @@ def _count(data, start, end, row, in_link, in_bold):
             letter = data[i] >= 0xBA  # E2 80..B9: punctuation and symbols
             stop = data[i] == 0x80 and data[i + 1] == 0xA6  # an ellipsis
         elif byte == 0xE3 and data[i] == 0x80:
-            letter, stop, comma = False, data[i + 1] == 0x82, data[i + 1] == 0x81
+            letter, stop = False, data[i + 1] == 0x82
         elif byte == 0xEF and data[i] == 0xBC:
-            letter, comma, stop = False, data[i + 1] == 0x8C, data[i + 1] == 0x81 or data[i + 1] == 0x9F
+            letter, stop = False, data[i + 1] == 0x81 or data[i + 1] == 0x9F
         elif 0xE3 <= byte <= 0xE9:
             wide += 1  # kana and Han: about two characters a word
             inside = True
         characters += 1
         if letter and not inside:
             words += 1
-            upper = 65 <= byte <= 90
-            row[UPPERS] += upper
-            if row[CHARACTERS] + characters == 1:
-                row[STARTS_UPPER] = upper
         inside = letter or (inside and (byte == 39 or byte == 0xE2))
-        row[DIGITS] += digit
         row[STOPS] += stop
-        row[COMMAS] += comma
-        if letter or stop or byte == 58:
-            row[ENDS_STOP] = stop + 2 * (byte == 58)
+        if letter or stop:  # a quotation mark or a bracket may follow
+            row[ENDS_STOP] = stop
     row[CHARACTERS] += characters
     row[WORDS] += words + (wide + 1) // 2
     if in_link:
         row[LINK_CHARACTERS] += characters
-    if in_bold:
-        row[BOLD_CHARACTERS] += characters
 
 
 @numba.njit(cache=True, nogil=True)
@@ -145,7 +135,7 @@ def _match(stack, depth, nodes, tag, traits, opened):
 
 @numba.njit(cache=True, nogil=True)
 def build(data, events, cues, traits, siblings, fences, nodes, node_cues, blocks, block_cues):
-    """Fill `nodes` int32 [N, 4], `blocks` int32 [B, 17] and what goes with them; returns (nodes, blocks), blocks = -1 if B was too small.
+    """Fill `nodes` int32 [N, 4], `blocks` int32 [B, COLUMNS] and what goes with them; returns (nodes, blocks), blocks = -1 if B was too small.
 
     Text that is never shown (scripts, hidden spans) becomes `UNSEEN` in `events`.
 
@@ -161,7 +151,7 @@ def build(data, events, cues, traits, siblings, fences, nodes, node_cues, blocks
     at = 0  # the block being filled
     begun = False
     pre_node = 0
-    skip = soft = link = bold = pre = 0  # stack heights at which such an element stands open; 0: none
+    skip = soft = link = pre = 0  # stack heights at which such an element stands open; 0: none
     raw = broke = False
     row = np.zeros(blocks.shape[1], np.int32)
     inline_cues = uint64(0)
@@ -176,13 +166,10 @@ def build(data, events, cues, traits, siblings, fences, nodes, node_cues, blocks
             before = row[CHARACTERS]
             if not begun and not (pre and row[FIRST]):  # the indentation of a first line of code is part of it
                 row[FIRST] = event
-            _count(data, events[event, 1], events[event, 2], row, link > 0, bold > 0)
+            _count(data, events[event, 1], events[event, 2], row, link > 0)
             if row[CHARACTERS] > before:
                 row[END] = event + 1
                 begun, broke = True, False
-            if pre:
-                for i in range(events[event, 1], events[event, 2]):
-                    row[BREAKS] += data[i] == 10
             continue
         raw = False
         opening = tag > 0
@@ -190,7 +177,6 @@ def build(data, events, cues, traits, siblings, fences, nodes, node_cues, blocks
         trait = traits[tag]
         boundary = final or (trait & BLOCK and not pre and not skip)
         if trait & BREAK and not skip:
-            row[BREAKS] += begun
             boundary = broke and not pre
             broke = True
         if boundary and begun:
@@ -229,10 +215,7 @@ def build(data, events, cues, traits, siblings, fences, nodes, node_cues, blocks
                 elif not trait & BLOCK and found & uint64(HIDDEN_CUE):
                     skip = soft = depth
                 elif trait & LINK and found & uint64(HREF_CUE):
-                    row[LINKS] += 1
                     link = depth
-                elif trait & BOLD and not bold:
-                    bold = depth
                 elif trait & PRE and not pre:
                     pre, pre_node = depth, count - 1
                 if not trait & BLOCK:
@@ -246,7 +229,6 @@ def build(data, events, cues, traits, siblings, fences, nodes, node_cues, blocks
         if depth < skip:
             skip = soft = 0
         link = link if depth >= link else 0
-        bold = bold if depth >= bold else 0
         if depth < pre:  # </pre> itself ended no block while it stood open
             pre = 0
             if begun:
@@ -265,7 +247,7 @@ def build(data, events, cues, traits, siblings, fences, nodes, node_cues, blocks
 
 @numba.njit(cache=True, nogil=True)
 def sum_subtrees(nodes, blocks, sums):
-    """sums int64 [N, 17]: each container's own blocks' counts and all its descendants'."""
+    """sums int64 [N, COLUMNS]: each container's own blocks' counts and all its descendants'."""
     sums[:] = 0
     for b in range(blocks.shape[0]):
         for column in range(CHARACTERS, blocks.shape[1]):

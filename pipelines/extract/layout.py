@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.html_blocks import build, inherit, sum_subtrees
+from kernels.html_blocks import COLUMNS, build, inherit, sum_subtrees
 from kernels.html_mentions import mentions
 from kernels.html_text import place
 from kernels.html_tokens import PADDING, tokenize
@@ -28,9 +28,9 @@ class Layout:
     events: np.ndarray  # int32 [E, 3]
     nodes: np.ndarray  # int32 [N, 4]
     node_cues: np.ndarray  # uint64 [N]
-    blocks: np.ndarray  # int32 [B, 17]
+    blocks: np.ndarray  # int32 [B, COLUMNS]
     block_cues: np.ndarray  # uint64 [B]
-    sums: np.ndarray  # int64 [N, 17]
+    sums: np.ndarray  # int64 [N, COLUMNS]
     items: np.ndarray  # int32 [N]: the list item a container is in; 0: none
     cells: np.ndarray  # int32 [N]: the cell of a data table
     rows: np.ndarray  # int32 [N]: its row
@@ -51,14 +51,14 @@ def lay_out(html: bytes) -> Layout:
     events = events[:count]
     nodes, node_cues = np.empty((count + 2, 4), np.int32), np.empty(count + 2, np.uint64)
     most = min(count + 1, MAX_BLOCKS)
-    blocks, block_cues = np.empty((most, 17), np.int32), np.empty(most, np.uint64)
+    blocks, block_cues = np.empty((most, COLUMNS), np.int32), np.empty(most, np.uint64)
     node_count, block_count = build(
         data, events, cues, vocabulary.TRAITS, vocabulary.SIBLINGS, vocabulary.FENCES, nodes, node_cues, blocks, block_cues
     )
     if block_count < 0:
         raise TooManyBlocks(f"more than {MAX_BLOCKS} blocks of text")
     nodes, blocks = nodes[:node_count], blocks[:block_count]
-    sums = np.empty((node_count, 17), np.int64)
+    sums = np.empty((node_count, COLUMNS), np.int64)
     sum_subtrees(nodes, blocks, sums)
     places = np.empty((5, node_count), np.int32)
     place(nodes, sums, vocabulary.ROLES, *places)

@@ -12,13 +12,13 @@ import numpy as np
 from kernels import html_blocks as html
 from kernels.html_blocks import widening
 from pipelines.extract.layout import Layout, inherited
-from pipelines.extract.vocabulary import CUE_NAMES, OTHER, TAG_ID
+from pipelines.extract.vocabulary import CUE_NAMES, ROOT, TAG_ID
 
 BIAS = -2.0
 LENGTH, SHORT, LONGEST = 0.9, 33, 660  # a block's log length, from SHORT characters (a menu entry) on, up to LONGEST
 SENTENCES, ENDS_SENTENCE = 4.0, 0.8  # for each sentence's end a word; for one at the block's end
-LINKS = (-4.0, -2.0, -1.0)  # the share of characters in links: of the block, its container, that one's container
-RUNNING = 1.0  # the share of the page's running text in the container, and in that one's
+LINKS = (-4.0, -2.0, -1.0)  # the share of characters in links: of the block, and of the second and third of the ever wider containers around it
+RUNNING = 1.0  # the share of the page's running text in these two
 MAJORITY, CORE = 1.2, 1.0  # inside the innermost container of half, of nine tenths, of the page's running text
 LEAN, REACH = 1.0, 3  # towards what the blocks up to REACH before and after are
 PAGE_SHARE = 0.4  # of the page's characters, from which a container's cues count no more
@@ -44,7 +44,7 @@ def _bits(names: dict[str, float], places: dict[str, int]) -> tuple[np.ndarray, 
     return bits, worth
 
 
-_TAG_BITS, _TAG_WORTH = _bits(TAGS, TAG_ID | {"": OTHER + 1})
+_TAG_BITS, _TAG_WORTH = _bits(TAGS, TAG_ID | {"": ROOT})
 _CUE_WORTH = np.array([*(CUES.get(name, 0.0) for name in CUE_NAMES), *[0.0] * (63 - len(CUE_NAMES)), HIDDEN])
 
 

@@ -32,7 +32,6 @@ def _traits() -> np.ndarray:
         ("br", html.BREAK),
         ("pre xmp listing", html.PRE),
         ("a", html.LINK),
-        ("b strong", html.BOLD),
         ("td th table caption", html.FENCE),
         ("tex", html.FORMULA),
         ("p", html.PARAGRAPH),

@@ -45,10 +45,12 @@ def test_noise_is_read_within_bounds_and_sums_agree(page):
 @pytest.mark.parametrize(
     ("page", "counts"),
     [
-        ("<p>One, two. <a href=x>Three</a> <b>4</b>", {"WORDS": 4, "COMMAS": 1, "STOPS": 1, "LINK_CHARACTERS": 5, "BOLD_CHARACTERS": 1, "DIGITS": 1, "UPPERS": 2, "LINKS": 1}),
+        ("<p>One, two. <a href=x>Three</a> <b>4</b>", {"WORDS": 4, "STOPS": 1, "ENDS_STOP": 0, "LINK_CHARACTERS": 5}),
+        ("<p>It said: \u201cNo.\u201d", {"STOPS": 1, "ENDS_STOP": 1}),
+        ("<p>It said:", {"STOPS": 0, "ENDS_STOP": 0}),
         ("<p><a name=x>not a link</p>", {"WORDS": 3, "LINK_CHARACTERS": 0}),
         ("<p>a&nbsp;b &amp; c&eacute;d", {"WORDS": 4, "CHARACTERS": 6}),
-        ("<p>中文字、好。", {"WORDS": 2, "COMMAS": 1, "STOPS": 1, "CHARACTERS": 6}),
+        ("<p>中文字、好。", {"WORDS": 2, "STOPS": 1, "ENDS_STOP": 1, "CHARACTERS": 6}),
     ],
 )
 def test_counts(page, counts):
