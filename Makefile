@@ -28,14 +28,11 @@ $(READY): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	@touch $@
 
-# mosaicml-streaming and ai2-olmo-core want other versions of what the rest needs: each reads in an environment of its own. Benchmarks run
-# the first beside the others, without its dependencies.
+# mosaicml-streaming asks for an older transformers than the rest, but reads without it; ai2-olmo-core does not, and has an environment of its own.
 peers:  ## other projects beside ours in .venv-peers*, and the tests that compare with them
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" megatron-core==0.16.1 spacy==3.8.18 rensa==0.5.0 litdata==0.2.76 grain==0.2.18 faust-cchardet==3.2.0 python-magic==0.4.27 python-snappy==0.7.3 zstd==1.5.7.2
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps mosaicml-streaming==0.13.0
-	test -x .venv-peers-mosaic/bin/python || $(PYTHON) -m venv .venv-peers-mosaic
-	.venv-peers-mosaic/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 mosaicml-streaming==0.13.0
 	test -x .venv-peers-olmo/bin/python || $(PYTHON) -m venv .venv-peers-olmo
 	.venv-peers-olmo/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 ai2-olmo-core==3.0.0
 	OMP_NUM_THREADS=1 .venv-peers/bin/python -m pytest -m peer

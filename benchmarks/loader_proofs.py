@@ -20,7 +20,6 @@ launcher would give them. A package that is not installed is said to be so. Need
 
 import argparse
 import ast
-import importlib.machinery
 import os
 import socket
 import subprocess
@@ -122,15 +121,8 @@ def make_litdata(folder):
 
 
 def without_vision() -> None:
-    """MDS imports torchvision for datasets of pictures. Where that does not load beside this torch, empty names stand in for it."""
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError):
-        for name in ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional"):
-            sys.modules[name] = types.ModuleType(name)
-            sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
-        sys.modules["torchvision.datasets"].VisionDataset = object
-        sys.modules["torchvision.transforms.functional"].to_tensor = None
+    """MDS imports its datasets of pictures, and torchvision with them, as it loads; that may be built for another torch, and tokens need none of it."""
+    sys.modules["streaming.vision"] = types.ModuleType("streaming.vision")
 
 
 def mds(folder, rank, world, weights, state, steps):

@@ -1,11 +1,11 @@
-"""Run by an environment that has mosaicml-streaming: the documents of an MDS folder as its own reader gives them, as JSON."""
+"""Run in a process of its own: the documents of an MDS folder as mosaicml-streaming's own reader gives them, as JSON."""
 
 import json
 import sys
-from unittest.mock import MagicMock
+import types
 
-# Its image datasets need a torchvision that matches torch's build, which not every index has; tokens need none of them.
-sys.modules["streaming.vision"] = MagicMock()
+# Its datasets of pictures need a torchvision built for this torch, which not every index has; tokens need none of them.
+sys.modules["streaming.vision"] = types.ModuleType("streaming.vision")
 
 from streaming import StreamingDataset  # noqa: E402
 
