@@ -52,9 +52,3 @@ def weight_in(module: nn.Module, name: str, dtype: torch.dtype) -> Tensor:
 def stamp(weight: Tensor) -> tuple[int, int]:
     """Differs once the weight was written or moved (weights made under inference mode do not tell, and are not meant to be written)."""
     return 0 if weight.is_inference() else weight._version, weight.data_ptr()
-
-
-def drop_casts(root: nn.Module) -> None:
-    """Forget kept copies below `root`; needed only after weights were written behind torch's back (through numpy, say)."""
-    for module in root.modules():
-        module.__dict__.pop("_cast", None)
