@@ -11,7 +11,7 @@ import numpy as np
 
 from filters.c4 import CITATIONS, FEWEST_WORDS, LONGEST_WORD, POLICIES, TERMINAL
 from kernels.characters import DECIMAL, SPACE
-from kernels.lines import begins_with, ends_in_dots, line_end, next_line, strip
+from kernels.lines import begins_with, ends_in_dots, line_end, next_line, spelled, strip
 from kernels.words import IS_PUNCTUATION, IS_TERMINAL, Words, exceptions, split_into
 
 COLUMNS = ("sentences", "lorem_ipsum", "curly_bracket", "any_sentences", "any_lorem_ipsum", "any_curly_bracket")
@@ -19,22 +19,14 @@ _OPEN, _CLOSE, _CURLY = ord("["), ord("]"), ord("{")
 _ENDINGS = tuple(map(ord, TERMINAL))
 _KELVIN = 0x212A  # the one character outside ASCII whose lower case is a letter of a phrase below (k)
 _PHRASES = ("lorem ipsum", "javascript", *POLICIES)  # a line's phrases are bits in this order
+_CITATIONS, _SPELLED = spelled(CITATIONS), spelled(_PHRASES)
 
 
 def count_c4(codes: np.ndarray, bits: np.ndarray, rows: np.ndarray, modes: np.ndarray, words: Words) -> dict[str, np.ndarray]:
     """int64 [R] per name of `COLUMNS`; the arguments are those of `kernels.words.split_words`, and its result."""
     counts = np.zeros((len(rows) - 1, len(COLUMNS)), np.int64)
-    _count(codes, bits, rows, modes, words.rows, words.starts, words.flags, *_texts(CITATIONS), *_texts(_PHRASES), _first_letters(), *exceptions(), counts)
+    _count(codes, bits, rows, modes, words.rows, words.starts, words.flags, *_CITATIONS, *_SPELLED, _first_letters(), *exceptions(), counts)
     return dict(zip(COLUMNS, counts.T, strict=True))
-
-
-@cache
-def _texts(texts: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Code points uint32 [T, longest], padded with zeros, and lengths int64 [T]."""
-    padded = np.zeros((len(texts), max(map(len, texts))), np.uint32)
-    for row, text in enumerate(texts):
-        padded[row, : len(text)] = list(map(ord, text))
-    return padded, np.array(list(map(len, texts)), np.int64)
 
 
 @cache

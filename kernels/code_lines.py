@@ -8,21 +8,12 @@ import numba
 import numpy as np
 
 from kernels.characters import ALPHABETIC, DECIMAL, SPACE
-from kernels.lines import begins_with, strip
+from kernels.lines import begins_with, spelled, strip
 
 BEGINNINGS = ("def ", "class ", "import ", "#include", "public ", "private ", "$ ", ">>> ")
 _OPEN, _CLOSE, _NEWLINE, _UNDERSCORE = (ord(c) for c in "()\n_")
 _ENDINGS = tuple(map(ord, ";{}"))
-
-
-def _table(texts: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    padded = np.zeros((len(texts), max(map(len, texts))), np.uint32)
-    for row, text in enumerate(texts):
-        padded[row, : len(text)] = list(map(ord, text))
-    return padded, np.array(list(map(len, texts)), np.int64)
-
-
-_TEXTS = _table((*BEGINNINGS, "return", "for", "if", "from ", " import "))
+_TEXTS = spelled((*BEGINNINGS, "return", "for", "if", "from ", " import "))
 _RETURN, _FOR, _FROM, _IMPORT = len(BEGINNINGS), len(BEGINNINGS) + 1, len(BEGINNINGS) + 3, len(BEGINNINGS) + 4
 
 

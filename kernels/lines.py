@@ -179,3 +179,11 @@ def begins_with(codes, start, end, text, length):
     while k < length and start + k < end and codes[start + k] == text[k]:
         k += 1
     return k == length
+
+
+def spelled(texts: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """What `begins_with` compares with: code points uint32 [T, longest], padded with zeros, and lengths int64 [T]."""
+    padded = np.zeros((len(texts), max(map(len, texts))), np.uint32)
+    for row, text in enumerate(texts):
+        padded[row, : len(text)] = list(map(ord, text))
+    return padded, np.array(list(map(len, texts)), np.int64)
