@@ -51,11 +51,10 @@ def _run(payload: dict[str, Any], config: HoldoutRecipe, output: PartOutput) -> 
     held = pa.array([position(name, config.seed) < payload["below"] for name in table.column("id").to_pylist()], pa.bool_())
     here = held if config.side == "heldout" else pa.compute.invert(held)
     away = table.filter(pa.compute.invert(here))
-    other = "train" if config.side == "heldout" else "heldout"
-    for name in ("reason", "detail"):
-        away = away.append_column(
-            name, pa.array([f"split.{other}" if name == "reason" else f"hash below {payload['below']:.6f}: held out"] * away.num_rows, pa.string())
-        )
+    bound = f"below {payload['below']:.6f}"
+    reason, detail = ("split.train", f"hash not {bound}") if config.side == "heldout" else ("split.heldout", f"hash {bound}")
+    for name, value in (("reason", reason), ("detail", detail)):
+        away = away.append_column(name, pa.array([value] * away.num_rows, pa.string()))
     output.write(table.filter(here), away)
 
 
