@@ -17,7 +17,7 @@ from pipelines.curate.measure import SPANS, measured
 from pipelines.curate.recipe import CurateRecipe
 from pipelines.dataset import DOCUMENT_SCHEMA
 
-# extraction: the pass that gave the text; damage: why a record is not whole (`pipelines.read.Record`).
+# extraction: blocks of a page chosen, or plain text as it came; damage: why a record is not whole (`pipelines.read.Record`).
 _PAGE = [("canonical_url", pa.string()), ("charset", pa.string()), ("extraction", pa.string()), ("damage", pa.string())]
 _PAGE += [("license_class", pa.string()), ("pii", SPANS), ("edits", SPANS)]  # finds in the text as stored; what line edits took from it as extracted
 KEPT_SCHEMA = pa.schema([*DOCUMENT_SCHEMA, *[pa.field(name, kind) for name, kind in _PAGE], pa.field("signals", SIGNAL_TYPE)])

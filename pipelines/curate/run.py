@@ -116,7 +116,7 @@ def _extract(row: dict[str, Any], record: Record, recipe: CurateRecipe) -> None:
     else:
         page = extract(record.body, record.url, record.content_type)
         text, failure = page.text, page.failure
-        row.update(title=page.title, license=page.license, canonical_url=page.canonical_url, charset=page.charset, extraction=page.method)
+        row.update(title=page.title, license=page.license, canonical_url=page.canonical_url, charset=page.charset, extraction="blocks")
     row["text"], row["pii"] = mask_pii(text, recipe.mask)
     row["license_class"] = licence_class(row["license"])
     if failure or not text:

@@ -33,7 +33,6 @@ class Extraction:
     license: str = ""
     canonical_url: str = ""
     language_hint: str = ""
-    method: str = "blocks"
     failure: str = ""
 
 
