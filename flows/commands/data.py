@@ -4,49 +4,12 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.options import Inputs, Json, Out, Overrides, Quiet, RecipeName, Scheduler, Workers, only_overrides, recipe_help, some, split_overrides
+from flows.commands.dataset_verb import Job, dataset_verb
+from flows.commands.options import Json, Quiet, Workers
 
 
-def _curate_recipe():
-    from pipelines.curate import CurateRecipe
-
-    return CurateRecipe
-
-
-def _dedup_recipe():
-    from pipelines.dedup import DedupRecipe
-
-    return DedupRecipe
-
-
-def _decontaminate_recipe():
-    from pipelines.decontaminate import DecontaminateRecipe
-
-    return DecontaminateRecipe
-
-
-def _bucket_recipe():
-    from pipelines.buckets import BucketRecipe
-
-    return BucketRecipe
-
-
-def _classifier_recipe():
-    from pipelines.train_classifier import ClassifierRecipe
-
-    return ClassifierRecipe
-
-
-def curate(
-    inputs: Inputs,
-    out: Out,
-    recipe: RecipeName = None,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-    quiet: Quiet = False,
-    json: Json = False,
-    recipe_help: recipe_help(_curate_recipe) = False,
-) -> None:
+@dataset_verb("curated", "pipelines.curate:CurateRecipe", of="input")
+def curate(job: Job):
     """Web captures to documents: read, extract, identify the language, measure, decide.
 
     Inputs: WARC, WET, ARC, HTML, JSONL or Parquet files, folders, globs, any fsspec URI, or
@@ -60,33 +23,18 @@ def curate(
 
         gristmill curate 'commoncrawl:CC-MAIN-2024-22?files=1&megabytes=50' --out curated --workers 4
     """
-    from flows.console import progress_on_screen
-    from pipelines.cluster import open_cluster
     from pipelines.crawl.sources import resolve
-    from pipelines.curate import CurateRecipe
     from pipelines.curate import curate as run
-    from pipelines.recipe import load_recipe
 
-    sources, overrides = split_overrides(inputs)
-    chosen = load_recipe(CurateRecipe, recipe, overrides)
-    with progress_on_screen(quiet) as progress:
-        files = resolve(some(sources, "input"), f"{out.rstrip('/')}-crawl", progress, any_kind=chosen.datatrove_reader is not None)
-        with open_cluster(workers, scheduler) as cluster:
-            dataset = run(files, chosen, out, cluster=cluster, progress=progress)
-    dataset_summary("curated", dataset, quiet, json)
+    files = resolve(job.inputs, f"{job.out.rstrip('/')}-crawl", job.progress, any_kind=job.recipe.datatrove_reader is not None)
+    return run(files, job.recipe, job.out, **job.means)
 
 
+@dataset_verb("deduplicated", "pipelines.dedup:DedupRecipe")
 def dedup(
-    inputs: Inputs,
-    out: Out,
+    job: Job,
     index: Annotated[str | None, typer.Option("--index", help="Folder that remembers earlier crawls; made if need be.", metavar="URI")] = None,
-    recipe: RecipeName = None,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-    quiet: Quiet = False,
-    json: Json = False,
-    recipe_help: recipe_help(_dedup_recipe) = False,
-) -> None:
+):
     """Keep one of each: exact URLs and texts, then near-duplicates by MinHash-LSH.
 
     Survivors carry `cluster_id` and `cluster_size`; the others leave with `duplicate_of`.
@@ -104,46 +52,22 @@ def dedup(
     With --index, what is like a document that an earlier crawl kept leaves, and the index then remembers this crawl. The same command again
     changes nothing. With minhash.verify, near-copies must truly share that much (Jaccard) of their shingles.
     """
-    from flows.console import progress_on_screen
-    from pipelines.cluster import open_cluster
-    from pipelines.dedup import DedupRecipe
     from pipelines.dedup import dedup as run
-    from pipelines.recipe import load_recipe
 
-    datasets, overrides = split_overrides(inputs)
-    chosen = load_recipe(DedupRecipe, recipe, overrides)
-    with progress_on_screen(quiet) as progress, open_cluster(workers, scheduler) as cluster:
-        dataset = run(some(datasets, "dataset"), chosen, out, cluster=cluster, progress=progress, index=index)
-    dataset_summary("deduplicated", dataset, quiet, json)
+    return run(job.inputs, job.recipe, job.out, index=index, **job.means)
 
 
-def select(
-    inputs: Inputs,
-    out: Out,
-    recipe: RecipeName = None,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-    quiet: Quiet = False,
-    json: Json = False,
-    recipe_help: recipe_help(_curate_recipe) = False,
-) -> None:
+@dataset_verb("selected", "pipelines.curate:CurateRecipe")
+def select(job: Job):
     """Apply another recipe's thresholds to curated documents, from their signals, without reading a page again.
 
     Example:
 
         gristmill select curated --out curated-strict --recipe fineweb
     """
-    from flows.console import progress_on_screen
-    from pipelines.cluster import open_cluster
-    from pipelines.curate import CurateRecipe
     from pipelines.curate.select import select as run
-    from pipelines.recipe import load_recipe
 
-    datasets, overrides = split_overrides(inputs)
-    chosen = load_recipe(CurateRecipe, recipe, overrides)
-    with progress_on_screen(quiet) as progress, open_cluster(workers, scheduler) as cluster:
-        dataset = run(some(datasets, "dataset"), chosen, out, cluster=cluster, progress=progress)
-    dataset_summary("selected", dataset, quiet, json)
+    return run(job.inputs, job.recipe, job.out, **job.means)
 
 
 def compare_recipes(
@@ -192,21 +116,15 @@ def _told(examples: list[dict[str, str]]) -> str:
     return "\n".join(f"{example['url'] or example['id']}: {' -> '.join(filter(None, (example['before'], example['after'])))}" for example in examples[:1])
 
 
+@dataset_verb("decontaminated", "pipelines.decontaminate:DecontaminateRecipe", named="decontaminate")
 def decontaminate(
-    inputs: Inputs,
-    out: Out,
+    job: Job,
     against: Annotated[
         list[str],
         typer.Option("--against", "-a", help="Benchmarks: a file (JSONL, CSV, Parquet, tar), folder, glob or dataset; may be repeated.", metavar="FILE"),
     ],
-    recipe: RecipeName = "decontaminate",
     show: Annotated[int, typer.Option("--show", min=0, help="Print so many of the documents that left, each with its item and the text that matched.")] = 5,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-    quiet: Quiet = False,
-    json: Json = False,
-    recipe_help: recipe_help(_decontaminate_recipe) = False,
-) -> None:
+):
     """Remove documents that contain benchmark items; each names the item and the span that matched.
 
     Examples:
@@ -217,58 +135,33 @@ def decontaminate(
 
         gristmill decontaminate generated --against heldout/problems --out clean --recipe decontaminate-generated
     """
-    from flows.console import progress_on_screen
-    from pipelines.cluster import open_cluster
-    from pipelines.decontaminate import DecontaminateRecipe
     from pipelines.decontaminate import decontaminate as run
-    from pipelines.recipe import load_recipe
 
-    datasets, overrides = split_overrides(inputs)
-    chosen = load_recipe(DecontaminateRecipe, recipe, overrides)
-    with progress_on_screen(quiet) as progress, open_cluster(workers, scheduler) as cluster:
-        dataset = run(some(datasets, "dataset"), against, chosen, out, cluster=cluster, progress=progress)
-    dataset_summary("decontaminated", dataset, quiet, json, [leaks_table(dataset, show)] if show and dataset.rejected_rows else [])
+    dataset = run(job.inputs, against, job.recipe, job.out, **job.means)
+    if show and dataset.rejected_rows:
+        job.tables.append(leaks_table(dataset, show))
+    return dataset
 
 
-def bucket(
-    inputs: Inputs,
-    out: Out,
-    recipe: RecipeName = "bucket",
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-    quiet: Quiet = False,
-    json: Json = False,
-    recipe_help: recipe_help(_bucket_recipe) = False,
-) -> None:
+@dataset_verb("bucketed", "pipelines.buckets:BucketRecipe", named="bucket")
+def bucket(job: Job):
     """Sort documents into 20 quality buckets by an ensemble of classifiers; none leaves.
 
     Example:
 
         gristmill bucket deduped --out bucketed --recipe bucket
     """
-    from flows.console import progress_on_screen
-    from pipelines.buckets import BucketRecipe
     from pipelines.buckets import bucket as run
-    from pipelines.cluster import open_cluster
-    from pipelines.recipe import load_recipe
 
-    datasets, overrides = split_overrides(inputs)
-    chosen = load_recipe(BucketRecipe, recipe, overrides)
-    with progress_on_screen(quiet) as progress, open_cluster(workers, scheduler) as cluster:
-        dataset = run(some(datasets, "dataset"), chosen, out, cluster=cluster, progress=progress)
-    dataset_summary("bucketed", dataset, quiet, json)
+    return run(job.inputs, job.recipe, job.out, **job.means)
 
 
+@dataset_verb("classifiers", "pipelines.train_classifier:ClassifierRecipe", of="", parallel=False)
 def train_classifier(
-    out: Out,
+    job: Job,
     good: Annotated[list[str], typer.Option("--good", help="A dataset of documents one wants more of; may be repeated.", metavar="DS")],
     other: Annotated[list[str], typer.Option("--other", help="A dataset of ordinary documents; may be repeated.", metavar="DS")],
-    recipe: RecipeName = None,
-    overrides: Overrides = None,
-    quiet: Quiet = False,
-    json: Json = False,
-    recipe_help: recipe_help(_classifier_recipe) = False,
-) -> None:
+):
     """Train quality classifiers (fastText on words, a linear one on signals) and report their held-out AUC.
 
     OUT/calibration.html plots their scores against the share of good documents observed, on documents not trained on.
@@ -277,18 +170,13 @@ def train_classifier(
 
         gristmill train-classifier --good textbooks --other curated --out classifier epochs=10
     """
-    from flows.console import progress_on_screen
     from flows.report.quality import calibration_page
     from pipelines.atomic import write_file
-    from pipelines.recipe import load_recipe
-    from pipelines.train_classifier import ClassifierRecipe
     from pipelines.train_classifier import train_classifier as run
 
-    chosen = load_recipe(ClassifierRecipe, recipe, only_overrides(overrides))
-    with progress_on_screen(quiet) as progress:
-        dataset = run(good, other, chosen, out, progress)
+    dataset = run(good, other, job.recipe, job.out, job.progress)
     write_file(f"{dataset.uri}/calibration.html", calibration_page(dataset.uri))
-    dataset_summary("classifiers", dataset, quiet, json)
+    return dataset
 
 
 def leaks_table(dataset, count: int):
@@ -301,27 +189,6 @@ def leaks_table(dataset, count: int):
     told = [(row.get("url") or row.get("id") or "", loads(row["detail"])) for row in rows]
     columns = ["document", "item", "share of it", "text that matched", "item's text"]
     return table_of("leaks", columns, [(name, leak["item"], leak["coverage"], leak["span"], leak["item_text"]) for name, leak in told])
-
-
-def dataset_summary(verb: str, dataset, quiet: bool, json: bool, more: list | None = None) -> None:
-    """The last screen of every verb that writes a dataset."""
-    from flows.console import summary, table_of
-
-    facts = {"dataset": dataset.uri, "rows in": dataset.rows_in, "kept": dataset.rows, "rejected": dataset.rejected_rows, "digest": dataset.digest}
-    facts |= {name: value for name, value in dataset.counters.items() if name.startswith("auc")}
-    result = {
-        "dataset": dataset.uri,
-        "name": dataset.name,
-        "rows_in": dataset.rows_in,
-        "rows": dataset.rows,
-        "rejected_rows": dataset.rejected_rows,
-        "reasons": dataset.reasons,
-        "counters": dataset.counters,
-        "digest": dataset.digest,
-    }
-    reasons = [(reason, count, f"{count / max(1, dataset.rows_in):.1%}") for reason, count in list(dataset.reasons.items())[:12]]
-    tables = [table_of("why rows left", ["reason", "rows", "of all"], reasons)] if reasons else []
-    summary(verb, facts, [*tables, *(more or [])], quiet=quiet, as_json=json, result=result)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -4,33 +4,14 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.data import dataset_summary
-from flows.commands.options import Inputs, Json, Out, Quiet, RecipeName, Scheduler, Workers, recipe_help, some, split_overrides
+from flows.commands.dataset_verb import Job, dataset_verb
 
 
-def _span_recipe():
-    from pipelines.dedup.spans import SpanRecipe
-
-    return SpanRecipe
-
-
-def _semantic_recipe():
-    from pipelines.dedup.semantic import SemanticRecipe
-
-    return SemanticRecipe
-
-
+@dataset_verb("repeats cut", "pipelines.dedup.spans:SpanRecipe")
 def dedup_spans(
-    inputs: Inputs,
-    out: Out,
-    recipe: RecipeName = None,
+    job: Job,
     tokenizer: Annotated[str | None, typer.Option("--tokenizer", "-t", help="For unit=token: a tokenizer.json, or a folder with one.", metavar="FILE")] = None,
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-    quiet: Quiet = False,
-    json: Json = False,
-    recipe_help: recipe_help(_span_recipe) = False,
-) -> None:
+):
     """Cut text that several documents share: lines, paragraphs, runs of sentences, exact substrings.
 
     Edited rows carry `removed_spans` (start, end, copies) and the digest of the text they are spans of; documents left with too little
@@ -48,29 +29,13 @@ def dedup_spans(
 
         gristmill dedup-spans deduped --out substrings --recipe dedup-substrings unit=token length=50 --tokenizer tokenizer.json
     """
-    from flows.console import progress_on_screen
-    from pipelines.cluster import open_cluster
-    from pipelines.dedup.spans import SpanRecipe
     from pipelines.dedup.spans import dedup_spans as run
-    from pipelines.recipe import load_recipe
 
-    datasets, overrides = split_overrides(inputs)
-    chosen = load_recipe(SpanRecipe, recipe, overrides)
-    with progress_on_screen(quiet) as progress, open_cluster(workers, scheduler) as cluster:
-        dataset = run(some(datasets, "dataset"), chosen, out, tokenizer=tokenizer, cluster=cluster, progress=progress)
-    dataset_summary("repeats cut", dataset, quiet, json)
+    return run(job.inputs, job.recipe, job.out, tokenizer=tokenizer, **job.means)
 
 
-def dedup_semantic(
-    inputs: Inputs,
-    out: Out,
-    recipe: RecipeName = "dedup-semantic",
-    workers: Workers = None,
-    scheduler: Scheduler = None,
-    quiet: Quiet = False,
-    json: Json = False,
-    recipe_help: recipe_help(_semantic_recipe) = False,
-) -> None:
+@dataset_verb("semantically deduplicated", "pipelines.dedup.semantic:SemanticRecipe", named="dedup-semantic")
+def dedup_semantic(job: Job):
     """Keep one of documents that mean the same: sentence embeddings, clustered, compared within clusters (SemDeDup).
 
     Those that leave name the one that stays (`duplicate_of`) and their `cosine` to it; the vectors stay in OUT/work/embeddings.
@@ -83,17 +48,9 @@ def dedup_semantic(
 
         gristmill dedup-semantic deduped --out distinct embedder=hashing      (no model to install)
     """
-    from flows.console import progress_on_screen
-    from pipelines.cluster import open_cluster
-    from pipelines.dedup.semantic import SemanticRecipe
     from pipelines.dedup.semantic import dedup_semantic as run
-    from pipelines.recipe import load_recipe
 
-    datasets, overrides = split_overrides(inputs)
-    chosen = load_recipe(SemanticRecipe, recipe, overrides)
-    with progress_on_screen(quiet) as progress, open_cluster(workers, scheduler) as cluster:
-        dataset = run(some(datasets, "dataset"), chosen, out, cluster=cluster, progress=progress)
-    dataset_summary("semantically deduplicated", dataset, quiet, json)
+    return run(job.inputs, job.recipe, job.out, **job.means)
 
 
 def add_to(app: typer.Typer) -> None:

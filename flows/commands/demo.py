@@ -1,16 +1,10 @@
 """`gristmill demo`: the main job."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from flows.commands.options import Json, Out, Overrides, Quiet, RecipeName, Scheduler, Workers, only_overrides, recipe_help
-
-
-def _recipe() -> Any:
-    from flows.demo_recipe import DemoRecipe
-
-    return DemoRecipe
 
 
 def demo(
@@ -26,7 +20,7 @@ def demo(
     prefect: Annotated[bool, typer.Option("--prefect/--no-prefect", help="Run as a Prefect flow (embedded server, or PREFECT_API_URL), or plainly.")] = True,
     quiet: Quiet = False,
     json: Json = False,
-    recipe_help: recipe_help(_recipe) = False,
+    recipe_help: recipe_help("flows.demo_recipe:DemoRecipe") = False,
 ) -> None:
     """The main job: real web pages to a trained, post-trained model that writes its own verified data, and a report.
 

@@ -9,24 +9,6 @@ from flows.commands.options import Json, Out, Overrides, Quiet, RecipeName, only
 PANEL = "Models"
 
 
-def _pretrain_recipe() -> Any:
-    from training.pretrain import PretrainRecipe
-
-    return PretrainRecipe
-
-
-def _sft_recipe() -> Any:
-    from training.sft import SftRecipe
-
-    return SftRecipe
-
-
-def _rl_recipe() -> Any:
-    from training.rl.train import RlRecipe
-
-    return RlRecipe
-
-
 def _train(model: Any, run: Any, title: str, recipe: str | None, overrides: list[str] | None, out: str, quiet: bool, json: bool) -> None:
     from dataclasses import asdict
 
@@ -51,7 +33,7 @@ def pretrain(
     overrides: Overrides = None,
     quiet: Quiet = False,
     json: Json = False,
-    recipe_help: recipe_help(_pretrain_recipe) = False,
+    recipe_help: recipe_help("training.pretrain:PretrainRecipe") = False,
 ) -> None:
     """Pretrain (or continue from `init_from`) a hybrid Mamba-MoE model on token shards, by default under NVFP4.
 
@@ -73,7 +55,7 @@ def sft(
     overrides: Overrides = None,
     quiet: Quiet = False,
     json: Json = False,
-    recipe_help: recipe_help(_sft_recipe) = False,
+    recipe_help: recipe_help("training.sft:SftRecipe") = False,
 ) -> None:
     """Fine-tune on conversations; the loss is on the assistant's tokens only.
 
@@ -93,7 +75,7 @@ def rl(
     overrides: Overrides = None,
     quiet: Quiet = False,
     json: Json = False,
-    recipe_help: recipe_help(_rl_recipe) = False,
+    recipe_help: recipe_help("training.rl.train:RlRecipe") = False,
 ) -> None:
     """Reinforcement learning on verifiable tasks (GRPO).
 

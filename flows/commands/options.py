@@ -1,7 +1,8 @@
 """Options that many verbs share, worded once; overrides told from inputs; help made from a recipe's pydantic model."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,15 +62,21 @@ def some(inputs: Sequence[str], what: str) -> list[str]:
     return list(inputs)
 
 
-def recipe_help(load: Callable[[], Any]) -> Any:
-    """`--recipe-help`: every key of the verb's recipe with type, default and meaning, read from its pydantic model."""
+def recipe_model(name: str) -> Any:
+    """The recipe that "module:Model" names, imported only now: a verb's `--help` must not wait for what the verb needs."""
+    module, _, model = name.partition(":")
+    return getattr(import_module(module), model)
+
+
+def recipe_help(recipe: str) -> Any:
+    """`--recipe-help`: every key of the verb's recipe ("module:Model") with type, default and meaning, read from its pydantic model."""
 
     def show(asked: bool) -> None:
         if not asked:
             return
         from flows.console import out, table_of
 
-        model = load()
+        model = recipe_model(recipe)
         out.print(table_of(f"keys of {model.__name__}", ["key", "type", "default", "meaning"], list(_keys(model))))
         raise typer.Exit()
 
