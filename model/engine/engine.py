@@ -117,11 +117,12 @@ class Engine:
                 request, reader = self._readers.pop(sequence)
                 output, seen = sequence.output, len(reader.ids)
                 deltas.append(Delta(request, output.index, reader.finish(output.text), output.token_ids[seen:], output.logprobs and output.logprobs[seen:],
-                                    output.finish_reason))
+                                    output.finish_reason, output.top_logprobs and output.top_logprobs[seen:]))
         for sequence, (request, reader) in self._readers.items():
             ids, logprobs = self.scheduler.written(sequence, len(reader.ids))
             if ids:
-                deltas.append(Delta(request, sequence.output.index, reader.push(ids), ids, logprobs))
+                top = sequence.output.top_logprobs and sequence.output.top_logprobs[-len(ids):]
+                deltas.append(Delta(request, sequence.output.index, reader.push(ids), ids, logprobs, top_logprobs=top))
         return deltas
 
     def cancel(self, request: Request) -> None:
@@ -173,8 +174,8 @@ class Engine:
             raise ValueError(f"a prompt of {len(ids)} tokens and {limit} new ones need more memory than the engine may use ({self.memory} bytes)")
         matcher = None if params.regex is None and params.json_schema is None else self.grammars.matcher(params.regex, params.json_schema)
         check = self._stop_check(params.stop) if params.stop else None
-        return [Sequence(ids, params, seed, limit, CompletionOutput(k), stop_check=check, matcher=matcher and matcher.copy())
-                for k in range(params.n)]
+        outputs = [CompletionOutput(k, top_logprobs=[] if params.top_logprobs else None) for k in range(params.n)]
+        return [Sequence(ids, params, seed, limit, output, stop_check=check, matcher=matcher and matcher.copy()) for output in outputs]
 
     def write_texts(self, sequences: list[Sequence]) -> None:
         """Fill in the text of finished sequences: without the token or string that stopped them."""

@@ -14,6 +14,7 @@ class SamplingParams:
     stop_token_ids: tokens that end it, beside the engine's own (</s>, <|im_end|>), which `ignore_eos` switches off.
     seed: sample k of a request draws from the stream (seed, k), whatever else is in the batch; None takes a stream of the engine's.
     logprobs: also return the log-probability of each chosen token under the model itself (temperature 1, nothing truncated).
+    top_logprobs: and those of so many most likely tokens in its place.
     thinking_budget: thinking tokens (counted from <think>) after which thinking is closed at the next newline, and in any case
     `thinking_grace` tokens later; None leaves the model alone.
     regex or json_schema: the whole sample matches it (unless max_tokens cuts it short)."""
@@ -28,6 +29,7 @@ class SamplingParams:
     ignore_eos: bool = False
     seed: int | None = None
     logprobs: bool = False
+    top_logprobs: int = 0
     thinking_budget: int | None = None
     thinking_grace: int = 32
     regex: str | None = None
@@ -41,6 +43,7 @@ class SamplingParams:
             (self.top_k >= -1, f"top_k must be -1 or 0 (off) or more, not {self.top_k}"),
             (self.max_tokens >= 1, f"max_tokens must be at least 1, not {self.max_tokens}"),
             (self.thinking_budget is None or self.thinking_budget >= 0, f"thinking_budget must be 0 or more, not {self.thinking_budget}"),
+            (self.top_logprobs >= 0, f"top_logprobs must be 0 (none) or more, not {self.top_logprobs}"),
             (self.regex is None or self.json_schema is None, "give regex or json_schema, not both"),
             (self.thinking_grace >= 0, f"thinking_grace must be 0 or more, not {self.thinking_grace}"),
         )
@@ -56,13 +59,15 @@ class SamplingParams:
 @dataclass
 class CompletionOutput:
     """One sample. text leaves out the stop token or stop string; token_ids keeps the stop token. finish_reason: "stop", "length"
-    or "abort". forced_positions: the tokens a thinking budget put in the model's mouth. weights_versions: for each token, how often the
-    engine's weights had been swapped when it was written (`Engine.swap_weights`)."""
+    or "abort". top_logprobs: for each token, (token, log-probability) of the most likely ones, best first. forced_positions: the tokens a
+    thinking budget put in the model's mouth. weights_versions: for each token, how often the engine's weights
+    had been swapped when it was written (`Engine.swap_weights`)."""
 
     index: int
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] | None = None
+    top_logprobs: list[list[tuple[int, float]]] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     forced_positions: list[int] = field(default_factory=list)

@@ -77,6 +77,13 @@ def logprobs(logits_AV: torch.Tensor, tokens_A: torch.Tensor, normaliser_A: torc
     return logits_AV.gather(-1, tokens_A[:, None])[:, 0] - normaliser_A
 
 
+def most_likely(logits_TV: torch.Tensor, count: int) -> list[list[tuple[int, float]]]:
+    """For each row the `count` tokens of largest log softmax(logits), largest first, with it."""
+    values_TK, tokens_TK = logits_TV.topk(min(count, logits_TV.shape[-1]), dim=-1)
+    values_TK = values_TK - torch.logsumexp(logits_TV, -1, keepdim=True)
+    return [list(zip(tokens, values)) for tokens, values in zip(tokens_TK.tolist(), values_TK.tolist())]
+
+
 def _smallest_kept(scaled_BV: torch.Tensor, top_k_B: torch.Tensor, top_p_B: torch.Tensor) -> torch.Tensor:
     """The smallest logit that top-k then top-p keeps, [B].
 

@@ -86,7 +86,7 @@ class Scheduler:
             "last": np.zeros(slots, np.int64), "written": np.zeros(slots, np.int64), "limit": np.zeros(slots, np.int64),
             "temperature": np.zeros(slots, np.float32), "top_k": np.zeros(slots, np.int64), "top_p": np.ones(slots, np.float64),
             "key": np.zeros(slots, np.uint64), "stop_set": np.zeros(slots, np.int64), "logprobs": np.zeros(slots, bool),
-            "strings": np.zeros(slots, bool), "grammar": np.zeros(slots, bool),
+            "strings": np.zeros(slots, bool), "grammar": np.zeros(slots, bool), "top_logprobs": np.zeros(slots, np.int64),
         }
         self.stop_sets: dict[tuple[int, ...], int] = {}
         self.stop_UV = np.zeros((0, vocabulary), dtype=bool)
@@ -231,7 +231,7 @@ class Scheduler:
         values = {
             "written": 0, "limit": sequence.limit, "temperature": params.temperature, "top_k": max(0, params.top_k), "top_p": params.top_p,
             "key": stream_key(sequence.seed, sequence.output.index), "stop_set": self._stop_set(params), "logprobs": params.logprobs,
-            "strings": bool(params.stop), "grammar": sequence.matcher is not None,
+            "strings": bool(params.stop), "grammar": sequence.matcher is not None, "top_logprobs": params.top_logprobs,
         }
         for name, value in values.items():
             column[name][slot] = value
@@ -303,6 +303,9 @@ class Scheduler:
         self.tokens_SL[slots_A[:, None], at_AT] = tokens_AT
         self.versions_SL[slots_A[:, None], at_AT] = self.weights_version
         ended = self._ends(first, tokens_AT, counts_A)
+        for row in np.flatnonzero(column["top_logprobs"][rows]).tolist():
+            sequence = self.running[first + row]
+            sequence.output.top_logprobs += sampling.most_likely(logits_ATV[row, :counts_A[row]], sequence.params.top_logprobs)
         column["last"][rows] = tokens_AT[every_A, counts_A - 1]
         column["written"][rows] += counts_A
         if length > 1:

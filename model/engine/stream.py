@@ -29,6 +29,7 @@ class Delta:
     token_ids: list[int]
     logprobs: list[float] | None = None
     finish_reason: str | None = None
+    top_logprobs: list[list[tuple[int, float]]] | None = None
 
 
 @dataclass(eq=False)

@@ -46,12 +46,15 @@ def test_calls_repeat_bit_for_bit_and_unseeded_requests_differ(lm, tokenizer):
 @pytest.mark.parametrize("how", [{"temperature": 0.5, "top_k": 20}, {"temperature": 1.0}, {"temperature": 0.0}])
 def test_logprobs_are_the_models_own(lm, tokenizer, how):
     prompt = prompts(1, seed=4)[0]
-    sample = Engine(lm, tokenizer, max_length=64).generate([prompt], SamplingParams(max_tokens=10, seed=1, logprobs=True, **how))[0].outputs[0]
+    sample = Engine(lm, tokenizer, max_length=64).generate([prompt], SamplingParams(max_tokens=10, seed=1, logprobs=True, top_logprobs=3, **how))[0].outputs[0]
     ids = torch.tensor([prompt + sample.token_ids])
     with torch.no_grad():
         reference = lm(ids)[0].log_softmax(-1)
     wanted = [float(reference[len(prompt) - 1 + i, t]) for i, t in enumerate(sample.token_ids)]
     np.testing.assert_allclose(sample.logprobs, wanted, atol=1e-4)
+    values, tokens = reference[len(prompt) - 1:-1].topk(3)
+    assert [[token for token, _ in top] for top in sample.top_logprobs] == tokens.tolist()
+    np.testing.assert_allclose([[value for _, value in top] for top in sample.top_logprobs], values, atol=1e-4)
 
 
 @pytest.mark.parametrize("temperature,top_k,top_p", [(1.0, 0, 1.0), (0.6, 0, 1.0), (1.0, 5, 1.0), (1.0, 0, 0.7), (1.4, 12, 0.8)])

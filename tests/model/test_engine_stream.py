@@ -8,7 +8,7 @@ from model.engine.stream import TextReader
 
 
 def test_stream_joins_to_what_generate_returns(lm, tokenizer):
-    params = SamplingParams(n=3, seed=4, max_tokens=40, logprobs=True, stop=["e", "ab"])
+    params = SamplingParams(n=3, seed=4, max_tokens=40, logprobs=True, top_logprobs=2, stop=["e", "ab"])
     wanted = Engine(lm, tokenizer, max_slots=4, max_length=64).generate([[20, 30]], params)[0]
     engine = Engine(lm, tokenizer, max_slots=2, max_length=64)
     deltas = list(engine.stream([20, 30], params))
@@ -17,6 +17,7 @@ def test_stream_joins_to_what_generate_returns(lm, tokenizer):
         assert "".join(d.text for d in mine) == output.text
         assert [i for d in mine for i in d.token_ids] == output.token_ids
         np.testing.assert_allclose([p for d in mine for p in d.logprobs], output.logprobs, atol=1e-4)
+        assert [[i for i, _ in top] for d in mine for top in d.top_logprobs] == [[i for i, _ in top] for top in output.top_logprobs]
         assert [d.finish_reason for d in mine][:-1] == [None] * (len(mine) - 1) and mine[-1].finish_reason == output.finish_reason
     assert not engine.busy and not engine._readers
 
