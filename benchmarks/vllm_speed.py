@@ -54,8 +54,8 @@ def compare(hidden: int, dtype: str, requests: list[int], passes: int, prompt: i
     from model import HybridConfig, HybridLM
     from model.engine import Engine, SamplingParams
 
-    config = HybridConfig.small(VOCABULARY, pattern=PATTERN, mtp_depth=0, hidden_size=hidden, num_attention_heads=hidden // 32, num_key_value_heads=hidden // 128,
-                                mamba_num_heads=hidden // 32, intermediate_size=4 * hidden)
+    config = HybridConfig.small(VOCABULARY, pattern=PATTERN, mtp_depth=0, hidden_size=hidden, num_attention_heads=hidden // 32,
+                                num_key_value_heads=hidden // 128, mamba_num_heads=hidden // 32, intermediate_size=4 * hidden)
     words = Tokenizer(models.WordLevel({str(i): i for i in range(VOCABULARY)}, unk_token="0"))  # prompts are ids: never looked at
     with tempfile.TemporaryDirectory() as folder:
         HybridLM(config, seed=0).save_pretrained(folder, dtype=getattr(torch, dtype))
@@ -104,7 +104,8 @@ def main() -> None:
     if not PEER.exists():
         parser.error("there is no .venv-vllm: make vllm")
     print(f"pattern {PATTERN}, threads {os.environ.get('OMP_NUM_THREADS', 'all')}\n")
-    print("| hidden | dtype | requests | vLLM, tokens/s | ours | ratio of the best | median ratio of a pass | tokens equal |\n|---|---|---|---|---|---|---|---|", flush=True)
+    print("| hidden | dtype | requests | vLLM, tokens/s | ours | ratio of the best | median ratio of a pass | tokens equal |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     for hidden in arguments.hidden:
         for dtype in arguments.dtype:
             compare(hidden, dtype, arguments.requests, arguments.passes, arguments.prompt, arguments.new, arguments.verbose)
