@@ -9,7 +9,6 @@ import errno
 import os
 import sys
 import traceback
-import warnings
 
 import typer
 
@@ -38,7 +37,6 @@ OUR_LOWER_FLOORS = ("kernels", "model", "filters")  # they cannot import UserErr
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and exit: 0 done, 2 the user's mistake (one line on stderr), 130 interrupted, else our defect."""
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
-    warnings.filterwarnings("ignore", message=r"\s*Port \d+ is already in use")  # Dask's, about a dashboard nobody asked for
     code = run(sys.argv[1:] if arguments is None else arguments)
     sys.stdout.flush()
     sys.exit(code)

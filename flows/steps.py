@@ -54,9 +54,9 @@ class Run:
 
     @property
     def cluster(self) -> Cluster:
-        """The Dask cluster of the data stages, opened when the first step asks for it."""
+        """The workers of the data stages, opened when the first step asks for them."""
         if self._cluster is None:
-            if self.workers != 0:
+            if self.scheduler:
                 import distributed  # noqa: F401  its import sets levels; ours come after
 
                 logging.getLogger("distributed").setLevel(logging.ERROR)
@@ -78,7 +78,7 @@ class Step:
     name: str
     run: Callable[[Run], Mapping[str, Any]]
     done: Callable[[Run], bool]
-    spreads: bool = False  # over the Dask cluster; steps that do not spread run with the cluster closed
+    spreads: bool = False  # over the workers; steps that do not spread run with the cluster closed
 
 
 @dataclass(frozen=True, kw_only=True)

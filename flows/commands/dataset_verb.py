@@ -54,6 +54,10 @@ def dataset_verb(
 
     def decorate(work: Callable[..., Any]) -> Callable[..., None]:
         def verb(*, out: str, quiet: bool, json: bool, recipe_help: bool, workers: int | None = None, scheduler: str | None = None, **given: Any) -> None:
+            if parallel and workers != 0 and scheduler is None:
+                from pipelines.workers import prepare
+
+                prepare(recipe.partition(":")[0])  # while this process reads the recipe, another imports what workers need
             from flows.console import progress_on_screen
             from pipelines.recipe import load_recipe
 

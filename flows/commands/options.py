@@ -24,7 +24,7 @@ RecipeName = Annotated[
     str | None, typer.Option("--recipe", "-r", help="A recipe that ships, by name, or a YAML file; its defaults without.", metavar="NAME|FILE")
 ]
 Workers = Annotated[
-    int | None, typer.Option("--workers", "-w", min=0, help="Processes of a local Dask cluster; 0: serial, in this process. Default: one a core.", metavar="N")
+    int | None, typer.Option("--workers", "-w", min=0, help="Worker processes on this machine; 0: serial, in this process. Default: one a core.", metavar="N")
 ]
 Scheduler = Annotated[str | None, typer.Option("--scheduler", help="A Dask scheduler that already runs, e.g. tcp://10.0.0.1:8786.", metavar="ADDRESS")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]

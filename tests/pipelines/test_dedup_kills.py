@@ -9,6 +9,7 @@ Slow: every case starts processes. `GRISTMILL_KILLS=N` runs N moments a case ins
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -112,10 +113,10 @@ def script(folder):
 
 
 def workers_of(pid):
-    """Processes that run parts: spawned children of the process that are no resource trackers."""
+    """Processes that run parts, and the one that local workers are forked from: all but resource trackers."""
     try:
         children = psutil.Process(pid).children(recursive=True)
-        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        return [child for child in children if re.search("spawn_main|forkserver", " ".join(child.cmdline()))]
     except psutil.Error:
         return []
 
