@@ -13,14 +13,17 @@ Paths are fsspec URIs, so a dataset may lie on a disk, in s3://, gs:// or memory
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
-import fsspec
 import polars as pl
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.errors import UserError
+from pipelines.storage import file_system, open_input, told
 
 DOCUMENT_SCHEMA = pa.schema(
     [
@@ -51,8 +54,10 @@ class Dataset:
     @staticmethod
     def exists(uri: str) -> bool:
         """Whether a closed dataset lies at the URI."""
-        fs, root = fsspec.url_to_fs(str(uri))
-        return fs.exists(f"{root.rstrip('/')}/dataset.json")
+        fs, root = file_system(str(uri))
+        with told(uri), suppress(PermissionError):  # what S3 says of files that are not there to those who may not list
+            return fs.exists(f"{root.rstrip('/')}/dataset.json")
+        return False
 
     @classmethod
     def open(cls, uri: str) -> "Dataset":
@@ -61,16 +66,17 @@ class Dataset:
         Raises:
             UserError: there is none at the URI, or it is not finished.
         """
-        fs, root = fsspec.url_to_fs(str(uri))
+        uri = str(uri).rstrip("/")
+        if not cls.exists(uri):
+            fs, root = file_system(uri)
+            started = fs.exists(f"{root}/plan.json")
+            raise UserError(f"{uri}: " + ("the dataset is not finished; run its command again" if started else "no dataset here (no dataset.json)"))
         try:
-            with fs.open(f"{root.rstrip('/')}/dataset.json", "rb") as file:
+            with open_input(f"{uri}/dataset.json") as file:
                 meta = json.load(file)
-        except FileNotFoundError:
-            started = fs.exists(f"{root.rstrip('/')}/plan.json")
-            raise UserError(f"{uri}: " + ("the dataset is not finished; run its command again" if started else "no dataset here (no dataset.json)")) from None
         except json.JSONDecodeError:
             raise UserError(f"{uri}/dataset.json is not valid JSON") from None
-        return cls(str(uri), meta)
+        return cls(uri, meta)
 
     @property
     def name(self) -> str:
@@ -135,19 +141,16 @@ class Dataset:
 
 def read_batches(part: str, columns: Sequence[str] | None = None, batch_size: int = 1024) -> Iterator[pa.RecordBatch]:
     """Stream one Parquet file in bounded memory; `part` is an fsspec URI."""
-    with fsspec.open(part, "rb") as file, pq.ParquetFile(file) as table:
+    with open_input(part) as file, pq.ParquetFile(file) as table:
         yield from table.iter_batches(batch_size=batch_size, columns=list(columns) if columns is not None else None)
 
 
 def _scan(parts: list[str], columns: Sequence[str] | None) -> pl.LazyFrame:
     if not parts:
         return pl.LazyFrame(schema={column: pl.Null for column in columns or ()})
-    if fsspec.utils.get_protocol(parts[0]) == "memory":  # polars has no reader for fsspec's own memory
-        frames = []
-        for part in parts:
-            with fsspec.open(part, "rb") as file:
-                frames.append(pl.read_parquet(file).lazy())
-        frame = pl.concat(frames, how="diagonal_relaxed")
-    else:
+    fs, _ = file_system(parts[0])
+    if isinstance(fs, LocalFileSystem):
         frame = pl.scan_parquet(parts, missing_columns="insert", extra_columns="ignore", glob=False)
+    else:  # polars' own readers know no memory://, and none of the options that fsspec was given
+        frame = pl.scan_pyarrow_dataset(pads.dataset([file_system(part)[1] for part in parts], filesystem=fs, format="parquet"))
     return frame.select(columns) if columns is not None else frame

@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.storage import make_folder
+
 ROW_GROUP_ROWS = 4096  # small enough to stream, large enough for zstd and statistics to pay
 
 
@@ -142,7 +144,7 @@ def _hashed(fs: Any, root: str, final: str) -> Iterator[_Hashed]:
 
 def _open_hashed(fs: Any, root: str, final: str) -> _Hashed:
     folder, _, leaf = f"{root}/{final}".rpartition("/")
-    fs.makedirs(folder, exist_ok=True)
+    make_folder(fs, folder)
     path = f"{folder}/.tmp-{uuid.uuid4().hex}-{leaf}"
     return _Hashed(path, fs.open(path, "wb"))
 

@@ -14,14 +14,13 @@ command finishes the dataset with the same bytes.
 """
 
 import hashlib
+import io
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
-
-import fsspec
 
 from pipelines.atomic import write_file
 from pipelines.cluster import Cluster
@@ -31,6 +30,7 @@ from pipelines.part_output import PartOutput
 from pipelines.progress import Progress, ProgressEvent, silent
 from pipelines.receipts import Receipts, load_json
 from pipelines.recipe import Recipe, digest_of
+from pipelines.storage import file_system, is_folder, many, open_input, told
 
 END_BYTES = 1 << 20  # read of an input file to tell it from another: a whole read of a remote crawl would cost a download
 
@@ -67,16 +67,17 @@ def run_stage(
         UserError: `out` holds a dataset of another configuration or of other inputs, or there is nothing to do.
     """
     out = str(out).rstrip("/")
-    fs, root = fsspec.url_to_fs(out)
+    fs, root = file_system(out)
     inputs = [str(uri) for uri in inputs]
     identity = {
         "stage": stage.name,
         "stage_version": stage.version,
         "config": config.model_dump(mode="json"),
-        "inputs": [_describe(uri) for uri in inputs],
+        "inputs": many(_describe, inputs),
     }
     fingerprint = digest_of({**identity, "inputs": [_nameless(entry) for entry in identity["inputs"]]})
-    plan = load_json(fs, f"{root}/plan.json")
+    with told(out):
+        plan = load_json(fs, f"{root}/plan.json")
     if plan is not None and plan["fingerprint"] != fingerprint:
         raise UserError(f"{out}: output folder of another run (differs in {_difference(plan, identity)}); choose another --out or remove it")
     if Dataset.exists(out):
@@ -113,7 +114,7 @@ class _Job:
 
 
 def _run_part(job: _Job) -> dict[str, Any]:
-    fs, root = fsspec.url_to_fs(job.out)
+    fs, root = file_system(job.out)
     receipts = Receipts(fs, root, job.out, job.fingerprint)
     done = receipts.read(job.index)
     if done is not None:  # by an attempt whose end the scheduler did not hear of
@@ -177,7 +178,7 @@ def digest_of_inputs(inputs: Sequence[str]) -> str:
     Raises:
         UserError: one does not exist.
     """
-    return digest_of([_nameless(_describe(str(uri))) for uri in inputs])
+    return digest_of([_nameless(entry) for entry in many(_describe, [str(uri) for uri in inputs])])
 
 
 def _nameless(described: dict[str, Any]) -> dict[str, Any]:
@@ -189,14 +190,15 @@ def _describe(uri: str) -> dict[str, Any]:
     if Dataset.exists(uri):
         dataset = Dataset.open(uri)
         return {"uri": uri, "name": dataset.name, "digest": dataset.digest}
-    fs, path = fsspec.url_to_fs(uri)
-    if not fs.exists(path):
-        raise UserError(f"{uri}: no such file or dataset")
-    name = path.rstrip("/").rpartition("/")[2]
-    if not fs.isfile(path):
+    name = uri.rstrip("/").rpartition("/")[2]
+    if is_folder(uri):
         return {"uri": uri, "name": name}
-    size = fs.size(path)
-    ends = fs.cat_file(path, start=0, end=min(size, END_BYTES)) + fs.cat_file(path, start=max(0, size - END_BYTES), end=size)
+    with open_input(uri) as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        ends = file.read(END_BYTES)
+        file.seek(max(0, size - END_BYTES))
+        ends += file.read()
     return {"uri": uri, "name": name, "bytes": size, "ends_sha256": hashlib.sha256(ends).hexdigest()}
 
 

@@ -7,10 +7,10 @@ import functools
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Sequence
-
-import fsspec
+from typing import Any
 
 from pipelines.crawl import commoncrawl
 from pipelines.crawl.archives import SAMPLE
@@ -18,8 +18,11 @@ from pipelines.crawl.sample import write_sample
 from pipelines.errors import UserError
 from pipelines.progress import Progress, ProgressEvent, silent
 from pipelines.read.parts import kind_of
+from pipelines.storage import file_system, is_folder, many, size_of, told
 
-_GLOB = frozenset("*?[")
+_GLOB, _WEB_GLOB = frozenset("*?["), frozenset("*[")
+_WEB = ("http://", "https://")
+_KNOWN = ".warc, .wet, .arc, .html, .jsonl, .parquet, .txt, also .gz and .zst"
 
 
 def resolve(source: str | Sequence[str], out: str, progress: Progress = silent, any_kind: bool = False) -> list[str]:
@@ -48,30 +51,33 @@ def resolve(source: str | Sequence[str], out: str, progress: Progress = silent, 
 
 
 def _files(source: str, any_kind: bool) -> list[str]:
-    try:
-        fs, path = fsspec.url_to_fs(source)
-    except (ValueError, ImportError) as error:
-        raise UserError(f"{source}: {error}") from None
-    if not fs.exists(path) and _GLOB & set(path):
-        found = [entry for entry in fs.glob(path) if fs.isfile(entry)]
-        if not found:
-            raise UserError(f"{source}: no file matches")
-    elif not fs.exists(path):
-        raise UserError(f"{source}: no such file or folder")
-    elif fs.isdir(path):
-        found = [entry for entry in fs.find(path) if any_kind or kind_of(entry)[0]]
-        if not found:
-            raise UserError(f"{source}: the folder holds no file of a known kind (.warc, .wet, .arc, .html, .jsonl, .parquet, .txt, also .gz and .zst)")
-    else:
-        found = [path]
-    found = [uri for uri in found if any_kind or kind_of(uri)[0] or found == [path]]
-    if not any_kind and (unknown := [uri for uri in found if not kind_of(uri)[0]]):
-        raise UserError(f"{unknown[0]}: not a file of a known kind (.warc, .wet, .arc, .html, .jsonl, .parquet, .txt, also .gz and .zst)")
+    fs, path = file_system(source)
+    several = "matches" if _is_glob(fs, source, path) else "is in the folder" if is_folder(source) else ""
+    if several and source.startswith(_WEB):  # fsspec lists a page that it could not get as empty
+        size_of(re.split(r"[*\[]", source)[0].rpartition("/")[0] + "/")
+    with told(source):
+        if several == "matches":
+            found = [name for name, about in fs.glob(path, detail=True).items() if about["type"] != "directory"]
+        else:
+            found = list(fs.find(path)) if several else [path]
+    if several and not any_kind:
+        found = [entry for entry in found if kind_of(entry)]
     if not found:
-        raise UserError(f"{source}: no file of a known kind matches")
-    if all(fs.size(entry) == 0 for entry in found):
+        raise UserError(f"{source}: no file {several}{'' if any_kind else f', of the known kinds ({_KNOWN})'}")
+    found = [fs.unstrip_protocol(entry) if "://" in source else entry for entry in sorted(found)]
+    if not any(size or not ranged for size, ranged in many(size_of, found)):
         raise UserError(f"{source}: the input is empty")
-    return [fs.unstrip_protocol(entry) if "://" in source else entry for entry in sorted(found)]
+    if not any_kind and not kind_of(found[0]):
+        raise UserError(f"{source}: not a file of a known kind ({_KNOWN})")
+    return found
+
+
+def _is_glob(fs: Any, source: str, path: str) -> bool:
+    """Whether the name means others; on the web "?" begins a query, elsewhere a file may have marks in its own name."""
+    if source.startswith(_WEB):
+        return not _WEB_GLOB.isdisjoint(path)
+    with told(source):
+        return not _GLOB.isdisjoint(path) and not fs.exists(path)
 
 
 def _sample(out: str, progress: Progress) -> list[str]:

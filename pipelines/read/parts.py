@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
-import fsspec
 import pyarrow.parquet as pq
 
 from pipelines.errors import UserError
@@ -20,9 +19,10 @@ from pipelines.read.record import MAX_BODY, Record, identify
 from pipelines.read.split import evenly, next_member, resume, walked
 from pipelines.read.tables import read_jsonl, read_page, read_parquet
 from pipelines.read.warc import WARC
+from pipelines.storage import many, open_input, size_of
 
 PART_BYTES = 2 << 20  # stored bytes: ten to twenty of HTML, some seconds of work: small crawls balance, large ones do not drown in parts
-_COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
+_COMPRESSED = (".gz", ".zst", ".bz2", ".lz4")
 _KINDS = {
     ".warc": "warc", ".wet": "warc", ".wat": "warc", ".arc": "arc", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
     ".parquet": "parquet", ".html": "html", ".htm": "html", ".xhtml": "html", ".txt": "text", ".text": "text",
@@ -31,17 +31,12 @@ _UNFINISHED = (".open", ".bad")  # what crawlers (Heritrix) append while they wr
 _GRAMMARS: dict[str, Grammar] = {"warc": WARC, "arc": ARC}
 
 
-def kind_of(uri: str) -> tuple[str, str | None]:
-    """(kind, compression) by the file's name; ("", None) if it is none we read."""
+def kind_of(uri: str) -> str:
+    """The kind of file by its name; "" if it is none we read. How it is compressed, its bytes tell."""
     name = uri.split("?")[0].lower()
-    for suffix in _UNFINISHED:
+    for suffix in (*_UNFINISHED, *_COMPRESSED):
         name = name.removesuffix(suffix)
-    compression = None
-    for suffix, codec in _COMPRESSED.items():
-        if name.endswith(suffix):
-            name, compression = name.removesuffix(suffix), codec
-            break
-    return _KINDS.get("." + name.rpartition(".")[2], ""), compression
+    return _KINDS.get("." + name.rpartition(".")[2], "")
 
 
 def plan_parts(uris: Sequence[str], part_bytes: int = PART_BYTES, whole: bool = False) -> list[dict[str, Any]]:
@@ -50,20 +45,16 @@ def plan_parts(uris: Sequence[str], part_bytes: int = PART_BYTES, whole: bool = 
     `whole`: somebody else reads the files, of whatever kind: none is split.
 
     Raises:
-        UserError: a file is missing, or is of a kind nobody here reads.
+        UserError: a file cannot be reached, or is of a kind nobody here reads.
     """
     parts: list[dict[str, Any]] = []
     small: list[dict[str, Any]] = []
     room = part_bytes
-    for uri in uris:
-        if not whole and not kind_of(uri)[0]:
-            raise UserError(f"{uri}: not a crawl file (known: {', '.join(sorted(_KINDS))}, also .gz and .zst)")
-        fs, path = fsspec.url_to_fs(uri)
-        try:
-            size = fs.size(path) or 0
-        except FileNotFoundError:
-            raise UserError(f"{uri}: no such file") from None
-        edges = _edges(uri, size, part_bytes) if size > part_bytes and not whole else []
+    if not whole and (unknown := [uri for uri in uris if not kind_of(uri)]):
+        raise UserError(f"{unknown[0]}: not a crawl file (known: {', '.join(sorted(_KINDS))}, also .gz and .zst)")
+    for uri, (size, ranged) in zip(uris, many(size_of, uris), strict=True):
+        size = size or (0 if ranged else part_bytes)  # untold
+        edges = _edges(uri, size, part_bytes) if size > part_bytes and ranged and not whole else []
         if len(edges) > 2:
             parts += [{"pieces": [{"uri": uri, "start": start, "end": end}]} for start, end in zip(edges, edges[1:], strict=False)]
             continue
@@ -85,9 +76,9 @@ def records(payload: dict[str, Any], max_body: int = MAX_BODY, tally: Counter[st
     for piece in payload["pieces"]:
         uri, start, end = piece["uri"], piece.get("start", 0), piece.get("end")
         source = uri.split("?")[0].rstrip("/").rpartition("/")[2]
-        kind, compression = kind_of(uri)
-        with fsspec.open(uri, "rb") as file:
-            codec = _codec(file, compression)
+        kind = kind_of(uri)
+        with open_input(uri) as file:
+            codec = _codec(file)
             if grammar := _GRAMMARS.get(kind):
                 yield from _archive(file, source, codec, grammar, start, end, max_body, Counter() if tally is None else tally)
             elif kind == "jsonl":
@@ -113,10 +104,8 @@ def _archive(
     yield from read_archive(file, source, codec, grammar, start, end, max_body, lambda at: resume(file, at, size(), codec, grammar.begins), tally)
 
 
-def _codec(file: BinaryIO, named: str | None) -> str:
-    """How the file is compressed, by its first bytes; by its name where it cannot be read twice."""
-    if not file.seekable():
-        return named or ""
+def _codec(file: BinaryIO) -> str:
+    """How the file is compressed, by its first bytes: names lie."""
     head = file.read(4)
     file.seek(0)
     return codec_of(head)
@@ -124,14 +113,14 @@ def _codec(file: BinaryIO, named: str | None) -> str:
 
 def _edges(uri: str, size: int, part_bytes: int) -> list[int]:
     """Where a file is split: byte offsets, or numbers of row groups; fewer than three edges are no split."""
-    kind, compression = kind_of(uri)
-    with fsspec.open(uri, "rb") as file:
+    kind = kind_of(uri)
+    with open_input(uri) as file:
         if kind == "parquet":
             return _row_groups(file, part_bytes)
-        codec = _codec(file, compression)
+        codec = _codec(file)
         if kind == "jsonl" and not codec:
             return evenly(size, part_bytes)
-        if kind not in _GRAMMARS or codec == "bz2" or not file.seekable():
+        if kind not in _GRAMMARS or codec == "bz2":
             return []
         return evenly(size, part_bytes) if codec == "gzip" else walked(file, size, codec, _GRAMMARS[kind], part_bytes)
 
