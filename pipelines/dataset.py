@@ -14,16 +14,17 @@ Paths are fsspec URIs, so a dataset may lie on a disk, in s3://, gs:// or memory
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import polars as pl
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.errors import UserError
 from pipelines.storage import file_system, open_input, told
+
+if TYPE_CHECKING:
+    import polars as pl
 
 DOCUMENT_SCHEMA = pa.schema(
     [
@@ -125,11 +126,11 @@ class Dataset:
         """URIs of what the stage wrote beside tables."""
         return [f"{self.uri}/{path}" for path in self.meta["files"]]
 
-    def scan(self, columns: Sequence[str] | None = None) -> pl.LazyFrame:
+    def scan(self, columns: Sequence[str] | None = None) -> "pl.LazyFrame":
         """The kept rows, lazily, in the order of the parts."""
         return _scan(self.parts, columns)
 
-    def scan_rejected(self, columns: Sequence[str] | None = None) -> pl.LazyFrame:
+    def scan_rejected(self, columns: Sequence[str] | None = None) -> "pl.LazyFrame":
         """The rejected rows with `reason` and `detail`, lazily."""
         return _scan(self.rejected_parts, columns)
 
@@ -145,7 +146,10 @@ def read_batches(part: str, columns: Sequence[str] | None = None, batch_size: in
         yield from table.iter_batches(batch_size=batch_size, columns=list(columns) if columns is not None else None)
 
 
-def _scan(parts: list[str], columns: Sequence[str] | None) -> pl.LazyFrame:
+def _scan(parts: list[str], columns: Sequence[str] | None) -> "pl.LazyFrame":
+    import polars as pl
+    import pyarrow.dataset as pads
+
     if not parts:
         return pl.LazyFrame(schema={column: pl.Null for column in columns or ()})
     fs, _ = file_system(parts[0])

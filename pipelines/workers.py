@@ -27,9 +27,12 @@ _rooms: list[str] = []  # what the fork server imports
 
 
 def prepare(room: str) -> None:
-    """Begin to import a room ("pipelines.curate") where workers will be forked from. The first call counts: what is then missing, workers import."""
+    """Begin to import a room ("pipelines.curate"), and what it has to be done once in a module `warm`, where workers will be forked from.
+
+    The first call counts: what is missing for another room, its workers import.
+    """
     if not _rooms:
-        _rooms.append(room)
+        _rooms.extend((room, f"{room}.warm"))
         _processes.set_forkserver_preload(_rooms)
     given = dict(os.environ)
     os.environ.update(_ONE_THREAD | given)

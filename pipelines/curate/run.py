@@ -9,7 +9,7 @@ again (`pipelines.curate.select`).
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow.compute as pc
@@ -52,7 +52,7 @@ def _run(payload: dict[str, Any], recipe: CurateRecipe, output: PartOutput) -> N
         urls = [UrlRules.of(domains=recipe.block_domains, hard=recipe.block_words), recipe.urls.load()]
     except ValueError as error:
         raise UserError(str(error)) from None
-    for rows in _batches(_read(payload, recipe, urls)):
+    for rows in _batches(rows_of(_records(payload, recipe), recipe, urls)):
         kept, rejected = judge(rows, recipe)
         output.read(len(rows))
         output.write(kept, rejected)
@@ -64,9 +64,9 @@ def _run(payload: dict[str, Any], recipe: CurateRecipe, output: PartOutput) -> N
 STAGE = Stage(name="curate", version=2, plan=_plan, run=_run)
 
 
-def _read(payload: dict[str, Any], recipe: CurateRecipe, urls: Sequence[UrlRules]) -> Iterator[dict[str, Any]]:
+def rows_of(records: Iterable[Record], recipe: CurateRecipe, urls: Sequence[UrlRules]) -> Iterator[dict[str, Any]]:
     """A row a record: document columns, and `reason` where it is refused already."""
-    for record in _records(payload, recipe):
+    for record in records:
         row = _row(record)
         if not row["reason"]:
             row["reason"], row["detail"] = next(filter(any, (rules.judge(record.url) for rules in urls)), ("", ""))
