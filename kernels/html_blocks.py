@@ -24,7 +24,9 @@ PARENT, TAG, LAST, DEPTH = range(4)
 FIRST, END, NODE, ENDS_STOP = range(4)
 CHARACTERS, LINK_CHARACTERS, WORDS, STOPS, BLOCKS, LONG = range(4, 10)
 COLUMNS = 10
-LONG_BLOCK = 100  # characters outside links from which a block with a full stop counts as running text: LONG holds their number
+# A block counts as running text, and LONG holds its characters outside links, if these are a line of print or enough words (Han and kana take few
+# characters), more than those in links, and with a full stop.
+LINE, LINE_WORDS = 80, 14
 
 
 @numba.njit(cache=True, nogil=True)
@@ -184,7 +186,7 @@ def build(data, events, cues, traits, siblings, fences, nodes, node_cues, blocks
                 return count, -1
             row[NODE], row[BLOCKS] = pre_node if pre else stack[depth - 1], 1
             row[LONG] = row[CHARACTERS] - row[LINK_CHARACTERS]
-            if row[LONG] < LONG_BLOCK or not row[STOPS]:
+            if (row[LONG] < LINE and row[WORDS] < LINE_WORDS) or row[LONG] < row[LINK_CHARACTERS] or not row[STOPS]:
                 row[LONG] = 0
             blocks[at] = row
             block_cues[at] = inline_cues

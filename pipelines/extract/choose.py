@@ -1,8 +1,8 @@
-"""Which blocks of a page are its main text: how likely each is (`scores`), and a choice made for the page as a whole.
+"""Which blocks of a page are its main text: how likely each is (`scores`, `article`), and a choice made for the page as a whole.
 
-The blocks kept are those that make the expected F-score of the page's words highest, given the probabilities: a page sure of its article drops what is
+The blocks kept are those that make the expected F-score of the page's words highest, given the probabilities: a page sure of its text drops what is
 doubtful, a page of scattered pieces keeps it, and no threshold per kind of page is needed. What the page's template makes in the same way as these is
-kept with them.
+kept with them, and an article's headings with what they head.
 """
 
 import numpy as np
@@ -10,22 +10,31 @@ import numpy as np
 from kernels import html_blocks as html
 from kernels.html_blocks import template_paths
 from kernels.html_text import CODE
+from pipelines.extract.article import find_article
 from pipelines.extract.layout import Layout
-from pipelines.extract.scores import probabilities
-from pipelines.extract.vocabulary import ROLES
+from pipelines.extract.scores import alone, among_neighbours
+from pipelines.extract.vocabulary import ROLES, TAG_ID
 
-# The F-score's beta, squared: below 1, precision counts more. Where most of what seems to be text is running text, the doubtful rest is headlines of
-# other articles; where it is not (lists, products), the doubtful rest is the page's content.
-_BETA_SQUARED_RUNNING, _BETA_SQUARED_OTHER = 0.08, 2.0
-_RUNNING_SHARE = 0.6
+# The F-score's beta, squared: below 1, precision counts more. What is doubtful on the page of an article is mostly of other articles; elsewhere
+# (lists, products) the doubtful is the page's content.
+_BETA_SQUARED_ARTICLE, _BETA_SQUARED_OTHER = 0.5, 2.0
 _SHARE_KEPT = 0.3  # of the words at one path, above which all are kept
+_HEADING_LIKELY = 0.3  # of a heading over kept text, to be kept with it
+_HEADINGS = [TAG_ID[name] for name in ("h1", "h2", "h3", "h4", "h5", "h6")]
 
 
 def main_text(page: Layout) -> np.ndarray:
     """bool [B]: the blocks that are main text."""
     if not len(page.blocks):
         return np.zeros(0, bool)
-    return complete(page, choose(page, probabilities(page)))
+    odds = alone(page)
+    article = find_article(page, odds)
+    if article is None:
+        return complete(page, choose(page, among_neighbours(page, odds), _BETA_SQUARED_OTHER))
+    probability = among_neighbours(page, odds + article.odds)
+    keep = choose(page, probability, _BETA_SQUARED_ARTICLE)
+    keep |= complete(page, keep) & ~article.beside
+    return with_headings(page, keep, probability)
 
 
 def complete(page: Layout, keep: np.ndarray) -> np.ndarray:
@@ -42,7 +51,19 @@ def complete(page: Layout, keep: np.ndarray) -> np.ndarray:
     return keep | (share[kind] > _SHARE_KEPT)
 
 
-def choose(page: Layout, probability: np.ndarray) -> np.ndarray:
+def with_headings(page: Layout, keep: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """`keep` with the headings that stand over a kept block and without those that do not ("Related"), nor the headline: it is the page's title.
+    Running text that looks like a heading is none, but a lead."""
+    heading = np.isin(page.nodes[page.blocks[:, html.NODE], html.TAG], _HEADINGS) & (page.blocks[:, html.LONG] == 0)
+    prose = np.flatnonzero(~heading)
+    if not keep[prose].any():
+        return keep
+    headed = np.append(keep[prose], False)[np.searchsorted(prose, np.arange(len(keep)))]
+    headline = heading & (page.nodes[page.blocks[:, html.NODE], html.TAG] == TAG_ID["h1"])
+    return np.where(heading, headed & (keep | (probability > _HEADING_LIKELY)) & ~headline, keep)
+
+
+def choose(page: Layout, probability: np.ndarray, beta_squared: float) -> np.ndarray:
     """The blocks of highest expected F-beta = (1 + b) E[words both] / (E[words kept] + b E[words wanted]);
     rows of data tables stay whole, code stays with its text."""
     words = np.maximum(page.blocks[:, html.WORDS], 1)
@@ -52,10 +73,7 @@ def choose(page: Layout, probability: np.ndarray) -> np.ndarray:
         shared = np.bincount(row, likely) / np.maximum(np.bincount(row, words), 1)
         likely = np.where(row > 0, shared[row] * words, likely)
     by_likelihood = np.argsort(-likely / words, kind="stable")
-    text = page.blocks[probability > 0.5]
-    running = text[:, html.LONG].sum() >= _RUNNING_SHARE * text[:, html.CHARACTERS].sum()
-    weight = _BETA_SQUARED_RUNNING if running and len(text) else _BETA_SQUARED_OTHER
-    expected = np.cumsum(likely[by_likelihood]) / (np.cumsum(words[by_likelihood]) + weight * likely.sum())
+    expected = np.cumsum(likely[by_likelihood]) / (np.cumsum(words[by_likelihood]) + beta_squared * likely.sum())
     keep = np.zeros(len(words), bool)
     keep[by_likelihood[: int(np.argmax(expected)) + 1]] = True
     return keep | _code_beside(page, keep)

@@ -48,9 +48,13 @@ _TAG_BITS, _TAG_WORTH = _bits(TAGS, TAG_ID | {"": ROOT})
 _CUE_WORTH = np.array([*(CUES.get(name, 0.0) for name in CUE_NAMES), *[0.0] * (63 - len(CUE_NAMES)), HIDDEN])
 
 
-def probabilities(page: Layout) -> np.ndarray:
-    """float64 [B]: how likely each block is main text."""
-    own = _own(page) + _containers(page) + _signs(page)
+def alone(page: Layout) -> np.ndarray:
+    """float64 [B]: each block's log-odds of being main text, by itself and what it stands in."""
+    return _own(page) + _containers(page) + _signs(page)
+
+
+def among_neighbours(page: Layout, own: np.ndarray) -> np.ndarray:
+    """float64 [B]: how likely each block is main text, of log-odds `own`, given those of the blocks around it."""
     words = np.maximum(page.blocks[:, html.WORDS], 1)
     likely = np.concatenate([[0.0], np.cumsum(words * _logistic(own))])
     before = np.concatenate([[0.0], np.cumsum(words)])

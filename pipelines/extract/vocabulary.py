@@ -28,7 +28,7 @@ def _traits() -> np.ndarray:
         (_BLOCK, html.BLOCK),
         ("area base br col embed hr img input link meta param source track wbr", html.VOID),
         ("script style title textarea iframe noembed noframes", html.RAW),
-        ("template svg select datalist object audio video canvas map applet", html.SKIP),
+        ("template svg select datalist object audio video canvas map applet rt rp", html.SKIP),
         ("br", html.BREAK),
         ("pre xmp listing", html.PRE),
         ("a", html.LINK),
@@ -64,7 +64,7 @@ CUES = {
     "comment": "comment comments disqus reply replies respond discussion",
     "navigation": "nav navigation navbar menu menus submenu megamenu dropdown",
     "breadcrumb": "breadcrumb breadcrumbs crumb crumbs",
-    "footer": "footer foot colophon contentinfo bottom",
+    "footer": "footer foot colophon contentinfo",
     "header": "header masthead topbar top head",
     "sidebar": "sidebar side aside rail complementary secondary",
     "widget": "widget widgets module",
@@ -114,9 +114,10 @@ WORD_TABLE = table(
 )
 ATTRIBUTE_TABLE = table(ATTRIBUTES)
 
-# What is looked for before licences are.
+# What is looked for before licences are, and schema.org's types of pages that are made of posts.
 LICENCE_WORDS, LICENCE_KEY, DEED_HOST = (b"icense", b"icence"), (b'"license"',), (b"creativecommons.org/",)
-MENTIONS = (*LICENCE_WORDS, *LICENCE_KEY, *DEED_HOST)
+DISCUSSION = (b"DiscussionForumPosting", b"QAPage")
+MENTIONS = (*LICENCE_WORDS, *LICENCE_KEY, *DEED_HOST, *DISCUSSION)
 NEEDLES = needles(MENTIONS)
 
 

@@ -58,6 +58,21 @@ def test_counts(page, counts):
     assert {name: int(block[getattr(html, name)]) for name in counts} == counts
 
 
+@pytest.mark.parametrize(
+    ("block", "running"),
+    [
+        ("A line of print has some eighty characters, and a full stop says that it is a sentence.", True),
+        ("A line of print has some eighty characters, and no full stop says that it is no sentence", False),
+        ("A short line. Two.", False),
+        ("<a href=x>A line of print has some eighty characters, and a full stop says that it is a</a> sentence, but mostly link.", False),
+        ("漢字で書かれた文は文字が少ないが、言うことは少なくないのである。これも文。", True),
+    ],
+)
+def test_running_text(block, running):
+    (row,) = lay_out(f"<p>{block}".encode()).blocks
+    assert bool(row[html.LONG]) == running
+
+
 def test_unclosed_items_and_cells_are_siblings():
     layout = lay_out(b"<ul><li>a<li>b<ul><li>c</ul><li>d</ul><table><tr><td>e<td>f<tr><td>g</table>")
     depth = layout.nodes[layout.blocks[:, html.NODE], html.DEPTH]

@@ -127,6 +127,67 @@ def test_blocks_made_as_kept_ones_are_kept_with_them():
         assert set(np.flatnonzero(complete(page, keep))) == completed
 
 
+def kept(page: str) -> str:
+    return extract(page.encode()).text
+
+
+ARTICLE = f"<div class=post><h1>Bridge</h1><p>{PARAGRAPH}<p>{PARAGRAPH * 2}<p>{PARAGRAPH * 3}</div>"
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        "<div class=comments><div class=reply><p>{}</p></div><div class=reply><p>{}</p></div></div>",
+        "<section id=respond><div class=comment-list>{}</div></section>",
+        "<aside><p>{}</p></aside>",
+        "<div class=teasers><div><h3>More</h3><p>{}</p></div><div><h3>More</h3><p>{}</p></div></div>",
+        "<form><p>{}</p></form>",
+        "<noscript>&lt;div&gt;{}&lt;/div&gt;</noscript>",
+        "<div class=cookie-consent><p>{}</p></div>",
+    ],
+)
+def test_an_article_ends_where_its_container_does(beside):
+    page = kept(f"<body>{ARTICLE}{beside.format(*['Another text that people may read elsewhere, as long as any, and in sentences. ' * 2] * 2)}</body>")
+    assert page.count(PARAGRAPH.strip()) == 6 and "Another" not in page
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        "<figure><img src=a.jpg><figcaption>{}</figcaption></figure>",
+        "<div class=wp-caption>{}</div>",
+        "<div class=author-box><p>{}</p></div>",
+        "<p class=newsletter-signup>{}</p>",
+        "<p><a href=/other>{}</a></p>",
+    ],
+)
+def test_what_is_set_apart_in_an_article_is_left_out(inside):
+    page = kept(ARTICLE.replace("<p>", f"{inside.format('The other text on this page, which is also a sentence.')}<p>", 3).replace("</h1><", "</h1><p>Lead.</p><", 1))
+    assert page.count(PARAGRAPH.strip()) == 6 and "other text" not in page
+
+
+def test_comments_stay_where_the_page_is_a_discussion():
+    posts = "".join(f"<div class='comment'><p>{PARAGRAPH}</p><p>{PARAGRAPH}</p></div>" for _ in range(4))
+    assert kept(f"<body>{ARTICLE}<div class=comments>{posts}</div></body>").count(PARAGRAPH.strip()) == 6
+    assert kept(f"<body itemtype=http://schema.org/QAPage>{ARTICLE}<div class=comments>{posts}</div></body>").count(PARAGRAPH.strip()) == 14
+    assert kept(f"<body>{posts}</body>").count(PARAGRAPH.strip()) == 8, "there is nothing else"
+    assert kept(f"<body><div class=comments-open>{ARTICLE}</div></body>").count(PARAGRAPH.strip()) == 6, "it holds the headline"
+
+
+def test_headings_stand_and_fall_with_what_they_head():
+    page = kept(f"<h1>Bridge</h1><h2>Old</h2><h3>1900</h3><p>{PARAGRAPH * 2}<h2>New</h2><p>{PARAGRAPH * 3}<h2>Related</h2><ul><li><a href=a>One</a><li><a href=b>Two</a></ul>")
+    assert [line for line in page.split("\n") if line and PARAGRAPH[:20] not in line] == ["Old", "1900", "New"]
+    assert kept("<h1>Alone</h1>") == "Alone", "no article: nothing is left out"
+
+
+def test_a_lead_before_the_core_is_kept():
+    assert "In short" in kept(f"<div><h1>Bridge</h1><p>In short, the bridge over the river was rebuilt in the last year, and it is used every day.</p></div>{ARTICLE}")
+
+
+def test_readings_of_characters_are_no_text():
+    assert everything("<p><ruby>漢<rp>(</rp><rt>かん</rt><rp>)</rp>字<rt>じ</rt></ruby>です。") == "漢字です。"
+
+
 def test_pages_without_text_say_so():
     assert extract(b"").failure == "no_text"
     assert extract(b"<html><script>var x = 1</script></html>").failure == "no_text"
