@@ -7,6 +7,7 @@ compact unless the schema asks otherwise: white space without end is valid JSON 
 from __future__ import annotations
 
 import json
+import secrets
 from typing import TYPE_CHECKING, Any
 
 import llguidance
@@ -21,7 +22,7 @@ class Grammars:
     """Makes matchers for one tokenizer. `vocabulary` counts the model's logits, which may be more than the tokenizer's tokens."""
 
     def __init__(self, tokenizer: Tokenizer, vocabulary: int, eos_id: int) -> None:
-        self.tokenizer = llguidance.LLTokenizer(tokenizer.to_str(), n_vocab=max(vocabulary, tokenizer.get_vocab_size()), eos_token=eos_id)
+        self.tokenizer = llguidance.LLTokenizer(_without_special_spellings(tokenizer), n_vocab=max(vocabulary, tokenizer.get_vocab_size()), eos_token=eos_id)
         self.vocabulary = vocabulary
 
     def matcher(self, regex: str | None, json_schema: dict[str, Any] | str | None) -> Matcher:
@@ -39,6 +40,18 @@ class Grammars:
         if found.is_error():
             raise ValueError(f"{what}: {found.get_error().splitlines()[0]}")
         return Matcher(found, self.vocabulary)
+
+
+def _without_special_spellings(tokenizer: Tokenizer) -> str:
+    """The tokenizer's JSON with its special tokens renamed to what nobody can guess. A grammar's text that spells one (`</think>` in a schema) is text, but
+    where it is the only text allowed llguidance asks the tokenizer for its tokens, takes the special one, and then finds that it does not fit."""
+    content = json.loads(tokenizer.to_str())
+    names = {token["content"]: f"{secrets.token_hex(16)}-{token['id']}" for token in content["added_tokens"] if token["special"]}
+    for token in content["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    if isinstance(vocabulary := content["model"].get("vocab"), dict):
+        content["model"]["vocab"] = {names.get(token, token): number for token, number in vocabulary.items()}
+    return json.dumps(content)
 
 
 class Matcher:

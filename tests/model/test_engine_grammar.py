@@ -31,6 +31,13 @@ def test_samples_match_their_grammar(tokenizer, guesses):
     assert outputs[4].outputs[0].token_ids == Engine(lm, tokenizer, max_length=160).generate([given[4]], free)[0].outputs[0].token_ids
 
 
+@pytest.mark.parametrize("text", ["a </think> b", "<|im_end|>", "</s></s>"])
+def test_text_that_spells_a_special_token_is_text(lm, tokenizer, text):
+    for how in ({"regex": re.escape(text)}, {"json_schema": {"const": text}}):
+        output = Engine(lm, tokenizer, max_slots=2, max_length=64).generate([[20]], SamplingParams(temperature=0, max_tokens=40, **how))[0].outputs[0]
+        assert text in output.text and output.finish_reason == "stop" and not set(output.token_ids[:-1]) & set(range(16))
+
+
 @pytest.mark.parametrize("bad", [{"regex": "(["}, {"json_schema": {"type": "nonsense"}}, {"json_schema": "{"}])
 def test_malformed_grammars_are_refused_with_a_line(lm, tokenizer, bad):
     with pytest.raises(ValueError, match="regex|json_schema") as told:
