@@ -13,25 +13,32 @@ Nemotron-3's turn format, so that our checkpoints and theirs read the same promp
     {answer}<|im_end|>
 
 Thinking off is `<think></think>` closed at once. Assistant turns before the last user turn lose their thinking (the reader of a
-long conversation should not pay for it), unless `truncate_history_thinking=False`.
+long conversation should not pay for it), unless `truncate_history_thinking=False`. Tools are told of in the system turn, called behind an
+assistant's content, and their results share a user's turn (`model/tools.py`); results do not end the exchange that thinking is kept for.
 
 The format is written down twice: `CHAT_TEMPLATE` (jinja, saved beside the model for other programs) and `segments()` (Python,
 which also knows which pieces are special tokens and which are trained). A test holds the two together.
 
 Text inside a message can never forge a turn: `encode()` places special tokens by id and encodes everything between them with
-special tokens switched off. Only `<think>` and `</think>` of an assistant message are read as tokens.
+special tokens switched off. Only `<think>` and `</think>` of an assistant message are read as tokens, and the tags around calls and results
+where the tokenizer has tokens for them.
 """
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model.tools import CALL, END_CALL, END_RESPONSE, INSTRUCTIONS, MARKS, RESPONSE, Tool, declare, written
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]  # role, content; an assistant's reasoning_content and tool_calls
+ROLES = ("system", "user", "assistant", "tool")
 
 # Ids as in Nemotron's tokenizer: </s> 2, <|im_end|> 11 and </think> 13 are stated in its configs; the rest follows their order.
 UNK, BOS, EOS = "<unk>", "<s>", "</s>"
@@ -40,118 +47,115 @@ SPECIAL_TOKENS: list[str] = [
     UNK, BOS, EOS, *(f"<SPECIAL_{i}>" for i in range(3, 10)), IM_START, IM_END, THINK, END_THINK, "<SPECIAL_14>", "<SPECIAL_15>",
 ]
 
-CHAT_TEMPLATE = r"""
-{%- set thinking = enable_thinking if enable_thinking is defined else true -%}
-{%- set truncate = truncate_history_thinking if truncate_history_thinking is defined else true -%}
-{%- set budget = reasoning_budget if reasoning_budget is defined else none -%}
-{%- set last = namespace(user=-1) -%}
-{%- for message in messages -%}
-  {%- if message.role == 'user' -%}{%- set last.user = loop.index0 -%}{%- endif -%}
-{%- endfor -%}
-{%- if not messages or messages[0].role != 'system' -%}
-  {{- '<|im_start|>system\n<|im_end|>\n' -}}
-{%- endif -%}
-{%- for message in messages -%}
-  {%- set content = message.content if message.content is string else '' -%}
-  {%- if message.role == 'assistant' -%}
-    {%- set reasoning = message.reasoning_content if message.reasoning_content is defined and message.reasoning_content is string else '' -%}
-    {%- if reasoning | trim -%}
-      {%- set content = '<think>\n' ~ reasoning ~ '\n</think>\n' ~ content -%}
-    {%- elif '<think>' not in content and '</think>' not in content -%}
-      {%- set content = '<think></think>' ~ content -%}
-    {%- endif -%}
-    {%- if truncate and loop.index0 < last.user and '</think>' in content -%}
-      {%- set content = '<think></think>' ~ content.split('</think>')[-1] -%}
-    {%- endif -%}
-    {{- '<|im_start|>assistant\n' ~ (content | trim) ~ '<|im_end|>\n' -}}
-  {%- elif loop.index0 == last.user and budget is not none -%}
-    {{- '<|im_start|>user\n' ~ content ~ '\n\n{thinking token budget: ' ~ budget ~ '}<|im_end|>\n' -}}
-  {%- else -%}
-    {{- '<|im_start|>' ~ message.role ~ '\n' ~ content ~ '<|im_end|>\n' -}}
-  {%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-  {{- '<|im_start|>assistant\n' ~ ('<think>\n' if thinking else '<think></think>') -}}
-{%- endif -%}
-""".strip()
+CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of a rendered conversation. `special`: the text is one special token. `trained`: the loss is on these tokens."""
+    """A piece of a rendered conversation. `special`: the text is one special token (a tag of tools: if there is such a token). `trained`: the loss is on
+    these tokens."""
 
     text: str
     special: bool = False
     trained: bool = False
 
 
-def segments(messages: Sequence[Message], *, add_generation_prompt: bool = False, enable_thinking: bool = True,
+def segments(messages: Sequence[Message], *, tools: Sequence[Tool] = (), add_generation_prompt: bool = False, enable_thinking: bool = True,
              reasoning_budget: int | None = None, truncate_history_thinking: bool = True) -> list[Segment]:
     """The conversation as pieces whose texts, joined, are what `CHAT_TEMPLATE` renders.
 
     An assistant turn is trained when it is rendered whole: a turn that lost its thinking to history truncation would teach the
     model to answer without thinking where it was asked to think. Use `unroll` to train every turn of a long conversation.
-    Raises ValueError for a message without a known role."""
-    last_user = max((i for i, m in enumerate(messages) if m.get("role") == "user"), default=-1)
-    out: list[Segment] = []
-    if not messages or messages[0].get("role") != "system":
-        out += [Segment(IM_START, special=True), Segment("system\n"), Segment(IM_END, special=True), Segment("\n")]
-    for index, message in enumerate(messages):
-        role = message.get("role")
-        if role not in ("system", "user", "assistant"):
-            raise ValueError(f"message {index}: role must be system, user or assistant, not {role!r}")
+    Raises ValueError for a message without a known role, and for a tool or call without a name."""
+    roles = [message.get("role") for message in messages]
+    last_user = max((i for i, role in enumerate(roles) if role == "user"), default=-1)
+    system = (messages[0].get("content") or "") if roles[:1] == ["system"] else ""
+    out = [Segment(IM_START, special=True), Segment(f"system\n{system}")]
+    if tools:
+        out += [Segment("\n\n" * bool(system) + declare(tools) + "\n\n"), *_split(INSTRUCTIONS, MARKS)]
+    out += _END_OF_TURN
+    for index, (role, message) in enumerate(zip(roles, messages)):
+        if role not in ROLES:
+            raise ValueError(f"message {index}: role must be one of {', '.join(ROLES)}, not {role!r}")
         content = message.get("content") or ""
-        out.append(Segment(IM_START, special=True))
         if role == "assistant":
-            whole = _with_thinking(message)
-            truncated = truncate_history_thinking and index < last_user and END_THINK in whole
-            shown = THINK + END_THINK + whole.split(END_THINK)[-1] if truncated else whole
-            trained = shown.strip() == whole.strip()
-            out.append(Segment("assistant\n"))
-            out += [Segment(piece, special=piece in (THINK, END_THINK), trained=trained)
-                    for piece in re.split(f"({THINK}|{END_THINK})", shown.strip()) if piece]
-            out.append(Segment(IM_END, special=True, trained=trained))
-        else:
+            shortened = truncate_history_thinking and index < last_user
+            out += [Segment(IM_START, special=True), Segment("assistant\n"), *_assistant(message, shortened), *_END_OF_TURN[1:]]
+        elif role == "tool":
+            if roles[index - 1:index] != ["tool"]:
+                out += [Segment(IM_START, special=True), Segment("user\n")]
+            out += [Segment(RESPONSE, special=True), Segment(f"\n{content}\n"), Segment(END_RESPONSE, special=True), Segment("\n")]
+            if roles[index + 1:index + 2] != ["tool"]:
+                out += _END_OF_TURN
+        elif index or role != "system":
             if index == last_user and reasoning_budget is not None:
                 content += f"\n\n{{thinking token budget: {reasoning_budget}}}"
-            out += [Segment(f"{role}\n{content}"), Segment(IM_END, special=True)]
-        out.append(Segment("\n"))
+            out += [Segment(IM_START, special=True), Segment(f"{role}\n{content}"), *_END_OF_TURN]
     if add_generation_prompt:
         out += [Segment(IM_START, special=True), Segment("assistant\n"), Segment(THINK, special=True)]
         out.append(Segment("\n") if enable_thinking else Segment(END_THINK, special=True))
     return out
 
 
-def render(messages: Sequence[Message], *, add_generation_prompt: bool = False, enable_thinking: bool = True,
+_END_OF_TURN = [Segment(IM_END, special=True), Segment("\n")]
+
+
+def _assistant(message: Message, shortened: bool) -> list[Segment]:
+    """What an assistant says, <|im_end|> included; `shortened`: without its thinking."""
+    content, reasoning, calls = message.get("content") or "", message.get("reasoning_content") or "", message.get("tool_calls") or ()
+    if reasoning.strip():
+        content = f"{THINK}\n{reasoning}\n{END_THINK}\n{content}"
+    elif THINK not in content and END_THINK not in content:
+        content = THINK + END_THINK + content
+    whole = content.strip()
+    if shortened and END_THINK in content:
+        answer = content.split(END_THINK)[-1]
+        content = THINK + END_THINK + (answer.strip() if calls else answer)
+    trained = content.strip() == whole
+    out = [*_split(content.strip(), (THINK, END_THINK), trained), *[Segment("\n", trained=trained)] * bool(calls)]
+    for call in calls:
+        out += [Segment(CALL, special=True, trained=trained), Segment(f"\n{written(call)}", trained=trained),
+                Segment(END_CALL, special=True, trained=trained), Segment("\n", trained=trained)]
+    return [*out, Segment(IM_END, special=True, trained=trained)]
+
+
+def _split(text: str, marks: Sequence[str], trained: bool = False) -> list[Segment]:
+    """A text in which each of the marks is a special token."""
+    return [Segment(piece, special=piece in marks, trained=trained) for piece in re.split(f"({'|'.join(marks)})", text) if piece]
+
+
+def render(messages: Sequence[Message], *, tools: Sequence[Tool] = (), add_generation_prompt: bool = False, enable_thinking: bool = True,
            reasoning_budget: int | None = None, truncate_history_thinking: bool = True) -> str:
     """The conversation as text: equal to `CHAT_TEMPLATE` rendered with the same arguments."""
     return "".join(s.text for s in segments(
-        messages, add_generation_prompt=add_generation_prompt, enable_thinking=enable_thinking,
+        messages, tools=tools, add_generation_prompt=add_generation_prompt, enable_thinking=enable_thinking,
         reasoning_budget=reasoning_budget, truncate_history_thinking=truncate_history_thinking))
 
 
-def encode(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False, enable_thinking: bool = True,
-           reasoning_budget: int | None = None, truncate_history_thinking: bool = True) -> tuple[list[int], list[int]]:
+def encode(tokenizer: Tokenizer, messages: Sequence[Message], *, tools: Sequence[Tool] = (), add_generation_prompt: bool = False,
+           enable_thinking: bool = True, reasoning_budget: int | None = None, truncate_history_thinking: bool = True) -> tuple[list[int], list[int]]:
     """(token ids, loss mask of 0/1), equally long. The mask is 1 on what the assistant says: <think> to <|im_end|>.
 
-    Raises ValueError when the tokenizer lacks one of the special tokens."""
-    pieces = segments(messages, add_generation_prompt=add_generation_prompt, enable_thinking=enable_thinking,
+    Raises ValueError when the tokenizer lacks one of the special tokens (those of tools it may lack: they are text then)."""
+    pieces = segments(messages, tools=tools, add_generation_prompt=add_generation_prompt, enable_thinking=enable_thinking,
                       reasoning_budget=reasoning_budget, truncate_history_thinking=truncate_history_thinking)
-    plain = iter(encode_plain(tokenizer, [s.text for s in pieces if not s.special]))
+    as_text = {mark for mark in MARKS if tokenizer.token_to_id(mark) is None}
+    runs = [(special, trained, [s.text for s in run])  # text next to text is encoded as one
+            for (special, trained), run in groupby(pieces, lambda s: (s.special and s.text not in as_text, s.trained))]
+    plain = iter(encode_plain(tokenizer, ["".join(texts) for special, _, texts in runs if not special]))
     ids: list[int] = []
     mask: list[int] = []
-    for piece in pieces:
-        new = [special_id(tokenizer, piece.text)] if piece.special else next(plain)
+    for special, trained, texts in runs:
+        new = [special_id(tokenizer, text) for text in texts] if special else next(plain)
         ids += new
-        mask += [int(piece.trained)] * len(new)
+        mask += [int(trained)] * len(new)
     return ids, mask
 
 
-def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message], *, enable_thinking: bool = True,
+def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message], *, tools: Sequence[Tool] = (), enable_thinking: bool = True,
                   reasoning_budget: int | None = None) -> list[int]:
     """Token ids up to where the assistant starts to write."""
-    return encode(tokenizer, messages, add_generation_prompt=True, enable_thinking=enable_thinking,
-                  reasoning_budget=reasoning_budget)[0]
+    return encode(tokenizer, messages, tools=tools, add_generation_prompt=True, enable_thinking=enable_thinking, reasoning_budget=reasoning_budget)[0]
 
 
 def unroll(messages: Sequence[Message]) -> list[list[Message]]:
@@ -186,10 +190,3 @@ def encode_plain(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
         return [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
     finally:
         tokenizer.encode_special_tokens = before
-
-
-def _with_thinking(message: Message) -> str:
-    content, reasoning = message.get("content") or "", message.get("reasoning_content") or ""
-    if reasoning.strip():
-        return f"{THINK}\n{reasoning}\n{END_THINK}\n{content}"
-    return content if THINK in content or END_THINK in content else THINK + END_THINK + content

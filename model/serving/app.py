@@ -11,8 +11,9 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -24,8 +25,9 @@ from starlette.exceptions import HTTPException
 from model import chat
 from model.engine import Engine
 from model.serving.guard import Guard, Limits, error_body, refusal
-from model.serving.loop import EngineFailure, EngineLoop, Ticket
+from model.serving.loop import EngineFailure, EngineLoop, Prompt, Ticket
 from model.serving.metrics import Metrics
+from model.serving.pieces import AnswerReader
 from model.serving.replies import Reply
 from model.serving.requests import ChatRequest, CompletionRequest, Options
 
@@ -83,27 +85,40 @@ def create_app(engine: Engine, name: str = "gristmill", *, limits: Limits | None
 
     @app.post("/v1/chat/completions", responses=ANSWERS)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        messages = [message.plain() for message in body.messages]
-        thinking = body.thinking
-        return await answer(request, body, lambda: chat.encode_prompt(engine.tokenizer, messages, enable_thinking=thinking), bool(body.logprobs), thinking)
+        messages, known, thinking = [message.plain() for message in body.messages], body.tools_shown, body.thinking
+
+        def prompt() -> list[int]:
+            return chat.encode_prompt(engine.tokenizer, messages, tools=known, enable_thinking=thinking)
+
+        def reader() -> AnswerReader:
+            return AnswerReader(thinking=thinking, known=known, one_call=body.parallel_tool_calls is False)
+
+        return await answer(request, body, [prompt], reader)
 
     @app.post("/v1/completions", responses=ANSWERS)
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        return await answer(request, body, lambda: body.prompt, body.logprobs is not None, False)
+        echoed: list[str] = []
 
-    async def answer(request: Request, body: Options, prompt: Callable[[], str | list[int]], logprobs: bool, thinking: bool) -> Response:
-        room = engine.max_slots + limits.queue
+        def prompt(given: Prompt) -> Prompt:
+            if body.echo:
+                echoed.append(given if isinstance(given, str) else engine.tokenizer.decode(given, skip_special_tokens=False))
+            return given
+
+        return await answer(request, body, [partial(prompt, given) for given in body.prompts], echoed=echoed)
+
+    async def answer(request: Request, body: Options, prompts: list[Callable[[], Prompt]], reader: Callable[[], AnswerReader] | None = None,
+                     echoed: Sequence[str] = ()) -> Response:
+        room, samples = engine.max_slots + limits.queue, body.n * len(prompts)
         if body.model and body.model != name:
             return refusal(f"there is no model {body.model!r} here, only {name!r}", 404, param="model", code="model_not_found")
         if limits.tokens is not None and (body.max_tokens or 0) > limits.tokens:
             return refusal(f"max_tokens is at most {limits.tokens} here", param="max_tokens")
-        if body.n > room:
-            return refusal(f"n is at most {room} here", param="n")
-        if running.open + body.n > room:
-            seconds = math.ceil(running.seconds * (running.waiting + body.n) / engine.max_slots)
+        if samples > room:
+            return refusal(f"n is at most {room} here, times the number of prompts", param="n")
+        if running.open + samples > room:
+            seconds = math.ceil(running.seconds * (running.waiting + samples) / engine.max_slots)
             return refusal("the queue is full: try again later", 429, headers={"Retry-After": str(min(LONGEST_RETRY, max(1, seconds)))})
-        params = body.params(limits.tokens or engine.max_length, logprobs=logprobs)
-        ticket = running.submit(prompt, params)
+        ticket = running.submit(prompts, body.params(limits.tokens or engine.max_length))
         try:
             await ticket.started()
         except ValueError as error:
@@ -111,8 +126,8 @@ def create_app(engine: Engine, name: str = "gristmill", *, limits: Limits | None
         except EngineFailure as failure:
             return refusal(str(failure), 503)
         metrics.prompt_tokens.inc(ticket.prompt_tokens)
-        reply = Reply(chatting=isinstance(body, ChatRequest), model=name, samples=body.n, thinking=thinking,
-                      token_texts=engine.token_texts if logprobs else None)
+        reply = Reply(model=name, samples=samples, reader=reader, most_likely=body.most_likely,
+                      token_texts=[] if body.most_likely is None else engine.token_texts)
         reply.prompt_tokens = ticket.prompt_tokens
 
         def close() -> None:
@@ -122,7 +137,7 @@ def create_app(engine: Engine, name: str = "gristmill", *, limits: Limits | None
             running.cancel(ticket)
             metrics.duration.observe(time.monotonic() - ticket.begun)
 
-        chunks = _chunks(ticket, reply, metrics)
+        chunks = _chunks(ticket, reply, metrics, [text for text in echoed for _ in range(body.n)])
         if body.stream:
             return EventStream(_events(chunks, reply, body.stream_options is not None and body.stream_options.include_usage), close)
         try:
@@ -135,13 +150,15 @@ def create_app(engine: Engine, name: str = "gristmill", *, limits: Limits | None
     return app
 
 
-async def _chunks(ticket: Ticket, reply: Reply, metrics: Metrics) -> AsyncIterator[dict[str, Any]]:
+async def _chunks(ticket: Ticket, reply: Reply, metrics: Metrics, echoed: list[str]) -> AsyncIterator[dict[str, Any]]:
+    for index, text in enumerate(echoed):
+        yield reply.echo(index, text)
     first = True
-    async for delta in ticket.deltas():
+    async for index, delta in ticket.deltas():
         if first:
             metrics.first_token.observe(time.monotonic() - ticket.begun)
             first = False
-        for chunk in reply.take(delta):
+        for chunk in reply.take(index, delta):
             yield chunk
 
 
@@ -167,7 +184,7 @@ async def _whole(request: Request, chunks: AsyncIterator[dict[str, Any]], reply:
 async def _events(chunks: AsyncIterator[dict[str, Any]], reply: Reply, with_usage: bool) -> AsyncIterator[str]:
     try:
         async for chunk in chunks:
-            yield f"data: {json.dumps(chunk)}\n\n"
+            yield f"data: {json.dumps(chunk | ({'usage': None} if with_usage else {}))}\n\n"
         if with_usage:
             yield f"data: {json.dumps(reply.usage_chunk())}\n\n"
         yield "data: [DONE]\n\n"

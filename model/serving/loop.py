@@ -19,28 +19,36 @@ class EngineFailure(Exception):
     """The engine broke; nothing can be answered any more."""
 
 
-class Ticket:
-    """One request as its client sees it: deltas until every sample has ended. `prompt_tokens` is known once `started`."""
+Prompt = str | list[int]
 
-    def __init__(self, samples: int) -> None:
-        self.left, self.request, self.prompt_tokens = samples, None, 0
+
+class Ticket:
+    """What one client asked for: n samples of each of its prompts, each prompt a request to the engine. Deltas come until every sample has ended, with the
+    number of the choice they belong to (the samples of the first prompt, then of the second). `requests` are there once `started`."""
+
+    def __init__(self, params: SamplingParams, prompts: int) -> None:
+        self.params, self.left = params, params.n * prompts
+        self.requests: list[Request] = []
         self.begun = time.monotonic()
         self.news: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()
-        self.request: Request | None
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(request.output.prompt_token_ids) for request in self.requests)
 
     async def started(self) -> None:
-        """Returns when the engine has taken the request. Raises its ValueError if it cannot be run, EngineFailure if the engine is broken."""
+        """Returns when the engine has taken the requests. Raises its ValueError if one cannot be run, EngineFailure if the engine is broken."""
         first = await self.news.get()
         if first is not None:
             raise first
 
-    async def deltas(self) -> AsyncIterator[Delta]:
+    async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
         while self.left:
             news = await self.news.get()
             if isinstance(news, Exception):
                 raise news
             self.left -= news.finish_reason is not None
-            yield news
+            yield self.requests.index(news.request) * self.params.n + news.index, news
 
 
 class EngineLoop:
@@ -67,17 +75,17 @@ class EngineLoop:
     def waiting(self) -> int:
         return max(0, self.open - self.engine.max_slots)
 
-    def submit(self, prompt: Callable[[], str | list[int]], params: SamplingParams) -> Ticket:
-        """Hand over a request; `prompt` is called on the engine's thread, where the tokenizer lives."""
-        ticket = Ticket(params.n)
-        self.open += params.n
-        self.inbox.put(lambda: self._begin(ticket, prompt, params))
+    def submit(self, prompts: list[Callable[[], Prompt]], params: SamplingParams) -> Ticket:
+        """Hand over a request; its prompts are made on the engine's thread, where the tokenizer lives."""
+        ticket = Ticket(params, len(prompts))
+        self.open += ticket.left
+        self.inbox.put(lambda: self._begin(ticket, prompts))
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
         """Stop what is not finished; its slots are free before the next step."""
         if ticket.left:
-            self.inbox.put(lambda: ticket.request and self.engine.cancel(ticket.request))
+            self.inbox.put(lambda: self._drop(ticket))
 
     # ---- on the engine's thread
 
@@ -92,26 +100,29 @@ class EngineLoop:
                 deltas = self.engine.step()
             except Exception as error:  # every client must hear of it; /health says so from then on
                 self.failure = f"{type(error).__name__}: {error}"
-                self._send([(ticket, EngineFailure(self.failure)) for ticket in self.tickets.values()])
+                self._send([(ticket, EngineFailure(self.failure)) for ticket in dict.fromkeys(self.tickets.values())])
                 self.tickets.clear()
                 continue
-            self._send([(self.tickets[delta.request], delta) for delta in deltas])
+            self._send([(self.tickets[delta.request], delta) for delta in deltas if delta.request in self.tickets])
             for delta in deltas:
                 if delta.request.finished:
                     self.tickets.pop(delta.request, None)
 
-    def _begin(self, ticket: Ticket, prompt: Callable[[], str | list[int]], params: SamplingParams) -> None:
+    def _begin(self, ticket: Ticket, prompts: list[Callable[[], Prompt]]) -> None:
         if self.failure:
             return self._send([(ticket, EngineFailure(self.failure))])
         try:
-            ticket.request = self.engine.submit(prompt(), params)
-        except ValueError as error:
-            return self._send([(ticket, error)])
-        except Exception as error:  # a fault of ours, but of this request alone: the thread must live
-            return self._send([(ticket, EngineFailure(f"{type(error).__name__}: {error}"))])
-        ticket.prompt_tokens = len(ticket.request.output.prompt_token_ids)
-        self.tickets[ticket.request] = ticket
+            for prompt in prompts:
+                ticket.requests.append(self.engine.submit(prompt(), ticket.params))
+        except Exception as error:  # what is no ValueError is a fault of ours, but of this request alone: the thread must live
+            self._drop(ticket)
+            return self._send([(ticket, error if isinstance(error, ValueError) else EngineFailure(f"{type(error).__name__}: {error}"))])
+        self.tickets |= dict.fromkeys(ticket.requests, ticket)
         self._send([(ticket, None)])
+
+    def _drop(self, ticket: Ticket) -> None:
+        for request in ticket.requests:
+            self.engine.cancel(request)
 
     def _send(self, news: list[tuple[Ticket, Delta | Exception | None]]) -> None:
         if news and not self.events.is_closed():

@@ -3,69 +3,69 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
-from model import chat
 from model.engine import Delta
+from model.engine.stream import UNFINISHED
+from model.serving.pieces import AnswerReader
 
-Pieces = list[tuple[str, str]]  # (field of OpenAI's delta, text)
+Entry = tuple[int, float, list[tuple[int, float]]]  # (token, its log-probability, the most likely ones with theirs)
 
 
-class ThinkingSplitter:
-    """Parts a chat answer as it grows: `reasoning_content` until </think>, then `content`. With thinking off everything is content."""
+@dataclass
+class Choice:
+    """One sample of one prompt, as far as it is written."""
 
-    def __init__(self, thinking: bool) -> None:
-        self.thinking, self.held, self.at_start = thinking, "", False
-
-    def push(self, text: str, *, last: bool) -> Pieces:
-        """What is certain after this further text; what may yet become </think> is held back unless this is the `last`."""
-        pieces: Pieces = []
-        if self.thinking:
-            self.held += text
-            reasoning, closed, text = self.held.partition(chat.END_THINK)
-            undecided = 0 if closed or last else max(size for size in range(len(chat.END_THINK)) if reasoning.endswith(chat.END_THINK[:size]))
-            self.held = reasoning[len(reasoning) - undecided:]
-            pieces.append(("reasoning_content", reasoning[:len(reasoning) - undecided]))
-            self.thinking = not closed
-            self.at_start = bool(closed)
-        if self.at_start:  # the line breaks between </think> and the answer belong to neither
-            text = text.lstrip("\n")
-            self.at_start = not text
-        return [*pieces, ("content", text)]
+    reader: AnswerReader | None  # a chat's; None for a completion, whose text is one field
+    text: dict[str, str] = field(default_factory=dict)
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    logprobs: list[Entry] = field(default_factory=list)
+    shown: int = 0  # characters of the tokens in `logprobs`
+    finish_reason: str | None = None
 
 
 class Reply:
-    """One request's answer, a chat's or a completion's, fed delta by delta."""
+    """One request's answer, a chat's or a completion's, fed delta by delta. `reader` makes what takes a chat's text apart; `most_likely` is how many
+    alternatives each token is shown with (None: no log-probabilities, and no use of `token_texts`)."""
 
-    def __init__(self, *, chatting: bool, model: str, samples: int, thinking: bool, token_texts: list[str] | None) -> None:
-        self.chatting, self.token_texts = chatting, token_texts
-        self.head = {"id": f"{'chatcmpl' if chatting else 'cmpl'}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-        self.splitters = [ThinkingSplitter(thinking) for _ in range(samples)]
-        self.choices: list[dict[str, Any]] = [{"index": index, "finish_reason": None, "text": {}, "logprobs": []} for index in range(samples)]
+    def __init__(self, *, model: str, samples: int, token_texts: list[str], most_likely: int | None,
+                 reader: Callable[[], AnswerReader] | None = None) -> None:
+        self.chatting, self.token_texts, self.most_likely = reader is not None, token_texts, most_likely
+        self.head = {"id": f"{'chatcmpl' if reader else 'cmpl'}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        self.choices = [Choice(reader() if reader else None) for _ in range(samples)]
         self.prompt_tokens = self.written_tokens = 0
 
-    def take(self, delta: Delta) -> list[dict[str, Any]]:
-        """Remember a delta; the chunks it makes in a stream (none while everything it brings is held back)."""
-        choice, last = self.choices[delta.index], delta.finish_reason is not None
+    def echo(self, index: int, prompt: str) -> dict[str, Any]:
+        """A completion's choice begins with its prompt; the chunk that says so."""
+        self.choices[index].text["text"] = prompt
+        return self._chunk([{"index": index, "text": prompt, "logprobs": None, "finish_reason": None}])
+
+    def take(self, index: int, delta: Delta) -> list[dict[str, Any]]:
+        """Remember what a choice's sample wrote; the chunks it makes in a stream (none while everything it brings is held back)."""
+        choice, last = self.choices[index], delta.finish_reason is not None
         self.written_tokens += len(delta.token_ids)
-        pieces = self.splitters[delta.index].push(delta.text, last=last) if self.chatting else [("text", delta.text)]
-        pieces = [(field, text) for field, text in pieces if text]
-        first = not choice["text"] and not choice["logprobs"]
-        for field, text in pieces:
-            choice["text"][field] = choice["text"].get(field, "") + text
+        first = not (choice.text or choice.calls or choice.logprobs)
+        brought: dict[str, Any] = {}
+        for name, piece in choice.reader.push(delta.text, last=last) if choice.reader else [("text", delta.text)]:
+            if name == "tool_calls":
+                brought.setdefault(name, []).append({"index": len(choice.calls), **piece})
+                choice.calls.append(piece)
+            else:
+                brought[name] = brought.get(name, "") + piece
+                choice.text[name] = choice.text.get(name, "") + piece
         logprobs = None
-        if self.token_texts is not None and delta.logprobs:
-            entries = [(self.token_texts[token], value) for token, value in zip(delta.token_ids, delta.logprobs)]
-            choice["logprobs"] += entries
-            logprobs = self._logprobs(entries)
-        choice["finish_reason"] = delta.finish_reason
-        if not (pieces or logprobs or last):
+        if self.most_likely is not None and delta.logprobs:
+            entries = list(zip(delta.token_ids, delta.logprobs, delta.top_logprobs or [[]] * len(delta.token_ids)))
+            logprobs = self._logprobs(entries, choice.shown)
+            choice.logprobs += entries
+            choice.shown += sum(len(self.token_texts[token]) for token in delta.token_ids)
+        choice.finish_reason = "tool_calls" if choice.calls and delta.finish_reason == "stop" else delta.finish_reason
+        if not (any(brought.values()) or logprobs or last):
             return []
-        if self.chatting:
-            content: dict[str, Any] = {"delta": ({"role": "assistant"} if first else {}) | dict(pieces)}
-        else:
-            content = {"text": "".join(text for _, text in pieces)}
-        return [self._chunk([{"index": delta.index, **content, "logprobs": logprobs, "finish_reason": delta.finish_reason}])]
+        content = {"delta": ({"role": "assistant"} if first else {}) | brought} if self.chatting else {"text": brought["text"]}
+        return [self._chunk([{"index": index, **content, "logprobs": logprobs, "finish_reason": choice.finish_reason}])]
 
     def usage_chunk(self) -> dict[str, Any]:
         return self._chunk([]) | {"usage": self.usage()}
@@ -75,21 +75,35 @@ class Reply:
 
     def whole(self) -> dict[str, Any]:
         choices = []
-        for choice in self.choices:
-            text = choice["text"]
+        for index, choice in enumerate(self.choices):
             if self.chatting:
-                content = {"message": {"role": "assistant", "content": text.get("content", ""), "reasoning_content": text.get("reasoning_content")}}
+                message = {"role": "assistant", "content": choice.text.get("content", None if choice.calls else ""),
+                           "reasoning_content": choice.text.get("reasoning_content")}
+                content: dict[str, Any] = {"message": message | ({"tool_calls": choice.calls} if choice.calls else {})}
             else:
-                content = {"text": text.get("text", "")}
-            logprobs = self._logprobs(choice["logprobs"]) if self.token_texts is not None else None
-            choices.append({"index": choice["index"], **content, "logprobs": logprobs, "finish_reason": choice["finish_reason"]})
+                content = {"text": choice.text.get("text", "")}
+            logprobs = None if self.most_likely is None else self._logprobs(choice.logprobs, 0)
+            choices.append({"index": index, **content, "logprobs": logprobs, "finish_reason": choice.finish_reason})
         return {**self.head, "object": "chat.completion" if self.chatting else "text_completion", "choices": choices, "usage": self.usage()}
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self.head, "object": "chat.completion.chunk" if self.chatting else "text_completion", "choices": choices}
 
-    def _logprobs(self, entries: list[tuple[str, float]]) -> dict[str, Any]:
-        """Of the chosen tokens, under the model itself. A token that is part of a character has no bytes of its own to show."""
+    def _logprobs(self, entries: list[Entry], offset: int) -> dict[str, Any]:
+        """Under the model itself, before temperature and truncation; `offset`: characters of the tokens before."""
+        texts = self.token_texts
         if self.chatting:
-            return {"content": [{"token": text, "logprob": value, "bytes": None, "top_logprobs": []} for text, value in entries]}
-        return {"tokens": [text for text, _ in entries], "token_logprobs": [value for _, value in entries], "top_logprobs": None, "text_offset": []}
+            return {"content": [{**_shown(texts[token], value), "top_logprobs": [_shown(texts[other], other_value) for other, other_value in top]}
+                                for token, value, top in entries]}
+        offsets = []
+        for token, _, _ in entries:
+            offsets.append(offset)
+            offset += len(texts[token])
+        return {"tokens": [texts[token] for token, _, _ in entries], "token_logprobs": [value for _, value, _ in entries],
+                "top_logprobs": [{texts[other]: other_value for other, other_value in reversed(top)} for _, _, top in entries] if self.most_likely else None,
+                "text_offset": offsets}
+
+
+def _shown(text: str, value: float) -> dict[str, Any]:
+    """A token that is part of a character has no bytes of its own to show."""
+    return {"token": text, "logprob": value, "bytes": None if UNFINISHED in text else list(text.encode())}

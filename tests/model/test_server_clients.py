@@ -82,13 +82,62 @@ def test_a_chat_and_its_stream_say_the_same(server):
 
 
 def test_logprobs_are_the_engines(server, toy):
-    answer = client(server[1]).completions.create(model="toy", prompt="abc", seed=9, max_tokens=20, logprobs=1).choices[0]
-    expected = alone(toy, "abc", seed=9, max_tokens=20, logprobs=True)
-    assert answer.logprobs.token_logprobs == pytest.approx(expected.logprobs, abs=1e-4) and answer.text == expected.text
+    texts = server[0].token_texts
+    answer = client(server[1]).completions.create(model="toy", prompt="abc", seed=9, max_tokens=20, logprobs=3).choices[0]
+    expected = alone(toy, "abc", seed=9, max_tokens=20, logprobs=True, top_logprobs=3)
+    shown = answer.logprobs
+    assert shown.token_logprobs == pytest.approx(expected.logprobs, abs=1e-4) and answer.text == expected.text
+    assert shown.text_offset == [len("".join(shown.tokens[:i])) for i in range(len(shown.tokens))]
+    for found, top in zip(shown.top_logprobs, expected.top_logprobs, strict=True):
+        assert found == pytest.approx({texts[token]: value for token, value in reversed(top)}, abs=1e-4)
     talk = client(server[1]).chat.completions
-    whole = talk.create(**ASK, logprobs=True).choices[0].logprobs.content
-    streamed = [entry for chunk in talk.create(**ASK, logprobs=True, stream=True) for entry in (chunk.choices[0].logprobs.content if chunk.choices[0].logprobs else [])]
-    assert [(e.token, e.logprob) for e in whole] == [(e.token, e.logprob) for e in streamed] and len(whole) > 10
+    whole = talk.create(**ASK, logprobs=True, top_logprobs=2).choices[0].logprobs.content
+    chunks = talk.create(**ASK, logprobs=True, top_logprobs=2, stream=True)
+    assert whole == [entry for chunk in chunks for entry in (chunk.choices[0].logprobs.content if chunk.choices[0].logprobs else [])] and len(whole) > 10
+    for entry in whole:
+        first, second = entry.top_logprobs
+        assert first.logprob >= second.logprob and entry.logprob <= first.logprob + 1e-5
+        assert all(e.bytes is None or bytes(e.bytes).decode() == e.token for e in (entry, first, second))
+    assert not talk.create(**ASK, logprobs=True).choices[0].logprobs.content[0].top_logprobs
+
+
+@pytest.mark.parametrize("prompts", [["abc", "d", "abc"], [[20, 30], [40]], [[50]], ["one"]])
+def test_several_prompts_are_each_what_they_are_alone(server, toy, prompts):
+    talk, asked = client(server[1]).completions, dict(model="toy", prompt=prompts, seed=3, max_tokens=12, n=2)
+    whole = talk.create(**asked)
+    wanted = [output.text for prompt in prompts for output in Engine(*toy, max_slots=2, max_length=96).generate([prompt], SamplingParams(seed=3, max_tokens=12, n=2))[0].outputs]
+    assert [choice.text for choice in whole.choices] == wanted and [choice.index for choice in whole.choices] == list(range(2 * len(prompts)))
+    streamed = [""] * len(wanted)
+    for chunk in talk.create(**asked, stream=True):
+        streamed[chunk.choices[0].index] += chunk.choices[0].text
+    assert streamed == wanted
+    assert whole.usage.prompt_tokens == sum(map(len, prompts))  # the toy's tokens are bytes
+    echoed = [prompt if isinstance(prompt, str) else toy[1].decode(prompt) for prompt in prompts for _ in range(2)]
+    assert [choice.text for choice in talk.create(**asked, echo=True).choices] == [prompt + text for prompt, text in zip(echoed, wanted)]
+    assert "".join(chunk.choices[0].text for chunk in talk.create(**asked | {"n": 1}, echo=True, stream=True) if chunk.choices[0].index == 0).startswith(echoed[0])
+
+
+def test_one_bad_prompt_refuses_them_all(server):
+    with pytest.raises(openai.BadRequestError, match="empty"):
+        client(server[1]).completions.create(model="toy", prompt=["abc", "", "d"], max_tokens=5)
+    until(lambda: httpx.get(f"{server[1]}/health").json() == {"status": "ok", "running": 0, "waiting": 0})
+    assert client(server[1]).completions.create(model="toy", prompt="abc", max_tokens=5).choices
+
+
+@pytest.mark.parametrize("path, field, value, harmless", [
+    ("completions", "frequency_penalty", 0.5, 0), ("completions", "presence_penalty", -1, 0.0), ("completions", "logit_bias", {"5": 3}, {}), ("completions", "suffix", "x", ""),
+    ("completions", "best_of", 3, 1), ("completions", "min_p", 0.1, None), ("chat/completions", "functions", [{"name": "f"}], []), ("chat/completions", "modalities", ["audio"], ["text"]),
+    ("chat/completions", "reasoning_effort", "high", "medium"), ("chat/completions", "verbosity", "low", "medium"), ("chat/completions", "web_search_options", {}, None),
+    ("chat/completions", "user", {"of": "no consequence"}, "me"), ("chat/completions", "stream_options", {"include_usage": True}, None), ("chat/completions", "top_logprobs", 2, 0),
+])
+def test_what_would_change_the_answer_is_done_or_refused(server, path, field, value, harmless):
+    def status(given):
+        body = {"prompt": "a", "max_tokens": 2} if path == "completions" else {"messages": ASK["messages"], "max_tokens": 2}
+        return httpx.post(f"{server[1]}/v1/{path}", json=body | {field: given})
+
+    assert status(harmless).status_code == 200
+    refused = status(value)
+    assert refused.status_code == (200 if field == "user" else 400) and (field == "user" or field in refused.json()["error"]["message"])
 
 
 def test_structured_output_matches_its_schema(server):
@@ -190,7 +239,7 @@ MALFORMED = [
     b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"prompt": "\\ud800"}', b'{"prompt": 5}', b'{"prompt": []}', b'{"prompt": [1e400]}', b'{"prompt": [99999999999999999999]}',
     b'{"prompt": "a", "temperature": NaN}', b'{"prompt": "a", "temperature": Infinity}', b'{"prompt": "a", "n": 0}', b'{"prompt": "a", "n": true, "seed": 1e99}',
     b'{"prompt": "a", "top_k": 99999999999999999999}', b'{"prompt": "a", "stop": [""]}', b'{"prompt": "a", "stop": [5]}', b'{"prompt": "a", "max_tokens": -1}',
-    b'{"prompt": "a", "\\ud800": 1, "stream": "perhaps"}', b'{"prompt": "a", "stream_options": {"include_usage": []}}', b"[" * 100_000, b'{"prompt": "a", "logprobs": 5}',
+    b'{"prompt": "a", "\\ud800": 1, "stream": "perhaps"}', b'{"prompt": "a", "stream_options": {"include_usage": []}}', b"[" * 100_000, b'{"prompt": "a", "logprobs": 21}',
     b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', b'{"messages": [{"role": "tool"}], "chat_template_kwargs": {"enable_thinking": "\\udfff"}}',
 ]
 
