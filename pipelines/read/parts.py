@@ -98,7 +98,7 @@ def _archive(
         return file.seek(0, 2)
 
     if codec == "gzip" and end is not None:  # edges of gzip files are nominal
-        start, end = (next_member(file, edge, size(), grammar.begins, proven=True) for edge in (start, end))
+        end, start = (next_member(file, edge, size(), grammar.begins, proven=True) for edge in (end, start))  # the start last: there reading begins
     elif codec == "" and end is not None and start == 0 and end == size():
         end = None
     yield from read_archive(file, source, codec, grammar, start, end, max_body, lambda at: resume(file, at, size(), codec, grammar.begins), tally)

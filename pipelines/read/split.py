@@ -18,7 +18,7 @@ from pipelines.read.inflate import Broken, frame_extents, inflate
 
 STORED_BLOCK = 65_535  # bytes: the length field of a stored block has 16 bits (RFC 1951, section 3.2.4)
 _MAGIC = b"\x1f\x8b\x08"
-_SCAN = 1 << 20
+_SCAN = 1 << 16  # bytes searched at once: of a remote file each is paid for
 
 
 def evenly(size: int, part_bytes: int) -> list[int]:

@@ -20,7 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from pipelines.errors import UserError
 from pipelines.storage.failures import patiently, told
 
-BLOCK = 1 << 20  # bytes a request: a part of a few megabytes must not pay for many more behind its end
+AHEAD = 1 << 16, 1 << 20  # bytes a request, first and after doubling: a part of two megabytes must not pay for many more
 _STORES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")  # object stores: no folders, and listings that fsspec would remember
 
 for _scheme in _STORES:  # several processes write one dataset: what another one wrote must be seen
@@ -158,11 +158,11 @@ class _Stored:
 
 
 class _Ranges(io.RawIOBase):
-    """A remote file by ranges, a block read ahead: every byte that was announced, or an error."""
+    """A remote file by ranges, the further ahead the longer it is read in order: every byte that was announced, or an error."""
 
     def __init__(self, uri: str, remote: Remote):
         self._uri, self._remote, self._size = uri, remote, remote.size
-        self._at, self._start, self._held = 0, 0, b""
+        self._at, self._start, self._held, self._ahead = 0, -1, b"", AHEAD[0]
 
     def readable(self) -> bool:
         return True
@@ -182,7 +182,9 @@ class _Ranges(io.RawIOBase):
         pieces = []
         while self._at < end:
             if not self._start <= self._at < self._start + len(self._held):
-                block = partial(self._block, self._at, min(max(end, self._at + BLOCK), self._size))
+                in_order = self._at == self._start + len(self._held)
+                self._ahead = min(2 * self._ahead, AHEAD[1]) if in_order else AHEAD[0]
+                block = partial(self._block, self._at, min(max(end, self._at + self._ahead), self._size))
                 self._start, self._held = self._at, patiently(self._uri, block, self._remote.attempts)
             piece = self._held[self._at - self._start : end - self._start]
             pieces.append(piece)
