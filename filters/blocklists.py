@@ -3,8 +3,12 @@
 Formats: one entry a line (UT1's `domains` and `urls`, datatrove's lists, hosts files), comments after `#` or `!`, plain or compressed by the file's
 name, at any fsspec URI. `datatrove:NAME` names a list that the datatrove package carries (domains, urls, banned_words, soft_banned_words,
 banned_subwords). Five million domains are 37 MB; the chance that a look-up errs is below 10^-12.
+
+A list changes under its name. A run therefore pins the lists it names (`pinned`): "lists/domains.txt#sha256=..." is another list once its content is another,
+to the run's identity and to what a process keeps in memory.
 """
 
+import hashlib
 import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +21,7 @@ import numba
 import numpy as np
 
 CHUNK = 4 << 20  # bytes of a list in memory at once
+_PIN = "#sha256="
 _ARCHIVED = ("domains", "urls")
 _ARCHIVE = "url_filterblacklistsv0_3_0.tar.gz"
 
@@ -48,9 +53,42 @@ class HashSet:
         return place < len(self._hashes) and self._hashes[place] == value
 
 
+def pinned(uri: str) -> str:
+    """The URI and the SHA-256 of what stands there, inflated; of a template with `{language}`, of all that it names.
+
+    Raises:
+        ValueError: it cannot be read, or is pinned already and has changed since.
+    """
+    name = unpinned(uri)
+    digest = hashlib.sha256()
+    try:
+        if not (files := _named(name) if "{language}" in name else [name]):
+            raise ValueError(f"no folder of word lists for {name}")
+        for entry in files:
+            with open_list(entry) as file:
+                digest.update(f"{entry.rpartition('/')[2]}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    except Exception as error:  # whatever storage libraries raise: nothing else happens here
+        raise ValueError(str(error) if isinstance(error, ValueError) else f"no list or model {name}: {error}") from None
+    found = f"{name}{_PIN}{digest.hexdigest()}"
+    if uri not in (name, found):
+        raise ValueError(f"{name} is not the file that the recipe pins: its content has changed")
+    return found
+
+
+def unpinned(uri: str) -> str:
+    """The URI alone."""
+    return uri.partition(_PIN)[0]
+
+
+def _named(template: str) -> list[str]:
+    fs, path = fsspec.url_to_fs(template.replace("{language}", "*"))
+    return [fs.unstrip_protocol(entry) if "://" in template else entry for entry in sorted(fs.glob(path))]
+
+
 @contextmanager
 def open_list(uri: str) -> Iterator[BinaryIO]:
     """A list as a stream of bytes. Raises ValueError when it cannot be read."""
+    uri = unpinned(uri)
     scheme, _, name = uri.partition(":")
     try:
         if scheme == "datatrove":
@@ -60,7 +98,7 @@ def open_list(uri: str) -> Iterator[BinaryIO]:
             with fsspec.open(uri, "rb", compression="infer") as file:
                 yield file
     except (OSError, KeyError, ImportError) as error:
-        raise ValueError(f"no block list {uri}: {error}") from None
+        raise ValueError(f"no list or model {uri}: {error}") from None
 
 
 @lru_cache(maxsize=16)

@@ -15,6 +15,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from filters.bad_words import bad_words
+from filters.blocklists import pinned, unpinned
 from filters.classifier import FastText
 from filters.code import code
 from filters.edits import Edit, edit
@@ -41,6 +42,11 @@ class UrlLists(Recipe):
     subwords: tuple[str, ...] = Field((), description="lists of words that refuse a page anywhere in its URL, punctuation left out")
     easylists: tuple[str, ...] = Field((), description="lists of rules in Adblock Plus's syntax (EasyList)")
     soft_limit: int = Field(SOFT_LIMIT, ge=1, description="different soft words that refuse a page")
+
+    def pinned(self) -> "UrlLists":
+        """The same lists with what stands in them. Raises ValueError when one cannot be read."""
+        kinds = {"domains", "addresses", "hard", "soft", "subwords", "easylists"}
+        return self.model_copy(update={kind: tuple(map(pinned, getattr(self, kind))) for kind in kinds})
 
     def load(self) -> UrlRules:
         return UrlRules.load(self.domains, self.addresses, self.hard, self.soft, self.subwords, self.easylists, self.soft_limit)
@@ -70,6 +76,17 @@ class Measures(Recipe):
     bad_words: BadWords | None = Field(None, description="word lists for the family c4_bad_words")
     toxicity: Toxicity | None = Field(None, description="classifier for the family toxicity")
     tokenizer: str = Field("", description="path of the tokenizer.json that the family nemo_code counts tokens with; '' leaves its rule out")
+
+    def pinned(self) -> "Measures":
+        """The same lists and models with what stands in them. Raises ValueError when one cannot be read."""
+        words, model = self.bad_words, self.toxicity
+        return self.model_copy(
+            update={
+                "bad_words": words and words.model_copy(update={"lists": pinned(words.lists)}),
+                "toxicity": model and model.model_copy(update={"model": pinned(model.model)}),
+                "tokenizer": self.tokenizer and pinned(self.tokenizer),
+            }
+        )
 
     def problem(self, families: Sequence[str]) -> str:
         """What keeps these families from being measured, "" if nothing does."""
@@ -130,9 +147,9 @@ def _named_sources(recipe: Measures, program_files: bool) -> list[Source]:
 
 @lru_cache(maxsize=4)
 def _fasttext(path: str, label: str) -> FastText:
-    return FastText(path, label)
+    return FastText(unpinned(path), label)
 
 
 @lru_cache(maxsize=4)
 def _code(tokenizer: str) -> Source:
-    return code(tokenizer)
+    return code(unpinned(tokenizer))

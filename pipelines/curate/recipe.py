@@ -112,6 +112,14 @@ class CurateRecipe(Recipe):
             raise ValueError(f"no rule {unknown[0]} to set a threshold of")
         return thresholds
 
+    def pinned(self) -> "CurateRecipe":
+        """The recipe with the content of every list and model that it names, without which the same recipe would not mean the same rows.
+
+        Raises:
+            ValueError: one cannot be read, or is not what the recipe itself pins.
+        """
+        return self.model_copy(update={"urls": self.urls.pinned(), "measures": self.measures.pinned()})
+
     def tables(self) -> list[tuple[Rule | OwnRule, ...]]:
         """The families in their order, then the recipe's own rules."""
         return [*(FAMILIES[name] for name in self.families), tuple(rule.parsed() for rule in self.rules)]

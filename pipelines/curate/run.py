@@ -38,8 +38,12 @@ def curate(
     """Curate crawl files (see `pipelines.crawl.sources.resolve`) into a dataset at `out`; finishes an interrupted run.
 
     Raises:
-        UserError: an input is missing or of no known kind, or `out` belongs to another run.
+        UserError: an input is missing or of no known kind, a list or model that the recipe names cannot be read, or `out` belongs to another run.
     """
+    try:
+        recipe = recipe.pinned()
+    except ValueError as error:
+        raise UserError(str(error)) from None
     return run_stage(STAGE, inputs, recipe, out, cluster=cluster, progress=progress, name=name)
 
 

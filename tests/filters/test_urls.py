@@ -55,7 +55,7 @@ def test_lists_from_files(lists):
     }
     assert {url: rules.judge(url)[0] for url in reasons} == reasons
     assert entries(f"{lists}/soft") == ["win", "free"]
-    with pytest.raises(ValueError, match="no block list .*missing"):
+    with pytest.raises(ValueError, match="no list or model .*missing"):
         UrlRules.load(domains=(f"{lists}/missing",))
 
 

@@ -1,11 +1,14 @@
 """What a recipe adds to curation: line edits, lists, licences, personal data as spans."""
 
+import json
+
 import pytest
 
 from filters.classifier import GOOD, example, train_fasttext
 from filters.signals import SIGNAL_TYPE, measure
+from pipelines.curate import curate
 from pipelines.curate.judge import KEPT_SCHEMA, judge
-from pipelines.curate.measure import BadWords, Measures, Toxicity
+from pipelines.curate.measure import BadWords, Measures, Toxicity, UrlLists
 from pipelines.curate.recipe import CurateRecipe
 from pipelines.errors import UserError
 from pipelines.recipe import load_recipe
@@ -100,3 +103,44 @@ def test_what_cannot_be_read_is_the_users_mistake(family, measures, message):
 def test_signals_nobody_measured_are_null():
     row = measure(["A text."], ["en"])[0].as_py()
     assert set(row) == {field.name for field in SIGNAL_TYPE} and row["bad_words"] is None and row["removed_words"] is None and row["plain_words"] == 2
+
+
+def _blocked(tmp_path, out, **recipe):
+    pages = "\n".join(json.dumps({"text": PROSE, "url": url}) for url in ("http://a.example/1", "http://b.example/2", "http://c.example/ads"))
+    (tmp_path / "in.jsonl").write_text(pages)
+    dataset = curate([str(tmp_path / "in.jsonl")], load_recipe(CurateRecipe, {"families": [], **recipe}), str(tmp_path / out))
+    return [url for (url,) in dataset.scan_rejected(["url"]).collect().rows()] if dataset.rejected_rows else []
+
+
+def test_a_changed_list_is_another_run(tmp_path):
+    """Identity is what the lists hold, in the run's folder and in what a process keeps of them."""
+    (tmp_path / "domains.txt").write_text("a.example\n")
+    (tmp_path / "easy.txt").write_text("||nobody.example^\n")
+    lists = {"urls": {"domains": [str(tmp_path / "domains.txt")], "easylists": [str(tmp_path / "easy.txt")]}}
+    assert _blocked(tmp_path, "one", **lists) == ["http://a.example/1"]
+    assert _blocked(tmp_path, "one", **lists) == ["http://a.example/1"], "unchanged: the same run, complete"
+    (tmp_path / "domains.txt").write_text("b.example\n")
+    with pytest.raises(UserError, match=r"output folder of another run \(differs in config key urls\)"):
+        _blocked(tmp_path, "one", **lists)
+    assert _blocked(tmp_path, "two", **lists) == ["http://b.example/2"]
+    (tmp_path / "easy.txt").write_text("/ads|\n")
+    assert _blocked(tmp_path, "three", **lists) == ["http://b.example/2", "http://c.example/ads"]
+
+
+def test_bad_word_lists_and_pins(tmp_path):
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words/de").write_text("pfui\n")
+    recipe = {"families": ["c4_bad_words"], "measures": {"bad_words": {"lists": str(tmp_path / "words/{language}")}}}
+    assert _blocked(tmp_path, "one", **recipe) == []
+    (tmp_path / "words/en").write_text("bridge\n")
+    with pytest.raises(UserError, match="differs in config key measures"):
+        _blocked(tmp_path, "one", **recipe)
+    assert len(_blocked(tmp_path, "two", **recipe)) == 3
+    (tmp_path / "list").write_text("a.example\n")
+    kept = CurateRecipe(urls=UrlLists(domains=(str(tmp_path / "list"),))).pinned()
+    assert kept.pinned() == kept and kept.urls.domains[0].startswith(f"{tmp_path}/list#sha256=")
+    (tmp_path / "list").write_text("b.example\n")
+    with pytest.raises(UserError, match="list is not the file that the recipe pins"):
+        _blocked(tmp_path, "three", urls={"domains": list(kept.urls.domains)})
+    with pytest.raises(UserError, match="no list or model .*/absent"):
+        _blocked(tmp_path, "four", urls={"hard": [str(tmp_path / "absent")]})
