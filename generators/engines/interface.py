@@ -15,6 +15,7 @@ from pydantic import Field, field_serializer, model_validator
 from pipelines.recipe import Recipe
 
 Conversation = Sequence[Mapping[str, str]]
+NO_THINKING = "<think></think>"  # how a response begins whose prompt closed thinking: it belongs to the response
 
 
 class SamplingRecipe(Recipe):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from generators.engines.interface import Conversation, EngineRecipe, Request, Sample, SamplingRecipe
+from generators.engines.interface import NO_THINKING, Conversation, EngineRecipe, Request, Sample, SamplingRecipe
 from model import HybridLM, chat
 from model.engine import Engine, SamplingParams
 from pipelines.errors import UserError
@@ -40,7 +40,7 @@ class LocalWriter:
             outputs = self.engine.generate(prompts, params)
         except ValueError as error:
             raise UserError(str(error)) from None
-        opened = "" if sampling.thinking else chat.THINK + chat.END_THINK  # what the prompt closed belongs to the response
+        opened = "" if sampling.thinking else NO_THINKING
         return [[Sample(opened + o.text, o.finish_reason or "", len(o.token_ids)) for o in output.outputs] for output in outputs]
 
 

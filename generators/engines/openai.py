@@ -2,7 +2,8 @@
 
 Requests run concurrently, at most `concurrency` at a time, one HTTP request a sample (servers disagree about `n`, and a seed is then
 that of one sample). What may pass (429, 5xx, broken connections) is retried with growing pauses, honouring Retry-After; what
-cannot (other 4xx) is a UserError at once. Thinking that a server splits off as `reasoning_content` (or `reasoning`) is put back.
+cannot (other 4xx) is a UserError at once. Thinking that a server splits off as `reasoning_content` (or `reasoning`) is put back, so that
+a sample reads as the in-repo engine's would; from `gristmill serve` in float32 the n = 1 samples are the very same.
 """
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from generators.engines.interface import Conversation, EngineRecipe, Request, Sample, SamplingRecipe
+from generators.engines.interface import NO_THINKING, Conversation, EngineRecipe, Request, Sample, SamplingRecipe
 from pipelines.errors import UserError
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0  # seconds
@@ -66,7 +67,7 @@ class OpenAIWriter:
                     fault = f"{type(error).__name__} {error}".strip()
                 else:
                     if reply.is_success:
-                        return _read(reply, self.recipe.url)
+                        return _read(reply, self.recipe.url, sampling.thinking)
                     fault = f"HTTP {reply.status_code}: {' '.join(reply.text.split())[:200]}"
                     if reply.status_code != 429 and reply.status_code < 500:
                         raise UserError(f"{self.recipe.url} refuses the request: {fault}")
@@ -84,20 +85,22 @@ async def _guarded(request) -> Sample | UserError:
         return error
 
 
-def _read(reply: httpx.Response, url: str | None) -> Sample:
+def _read(reply: httpx.Response, url: str | None, thinking: bool) -> Sample:
     try:
         data = reply.json()
         choice = data["choices"][0]
         message = choice["message"]
-        content = message.get("content") or ""
+        content = message.get("content")
         reasoning = message.get("reasoning_content") or message.get("reasoning")
         tokens = int((data.get("usage") or {}).get("completion_tokens") or 0)
         finish = choice.get("finish_reason") or "stop"
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise UserError(f"{url} sent something other than a chat completion: {reply.text[:200]!r}") from None
-    if reasoning:
-        content = f"<think>\n{reasoning.strip()}\n</think>\n{content.strip()}" if content.strip() or finish != "length" else f"<think>\n{reasoning}"
-    return Sample(content, finish, tokens)
+    if reasoning:  # no content at all: it ended while thinking
+        text = reasoning if content is None else f"<think>\n{reasoning.strip()}\n</think>\n{content.strip()}"
+    else:
+        text = ("" if thinking or (content or "").startswith("<think>") else NO_THINKING) + (content or "")
+    return Sample(text, finish, tokens)
 
 
 def _retry_after(reply: httpx.Response) -> float:

@@ -77,7 +77,8 @@ class Reply:
         choices = []
         for index, choice in enumerate(self.choices):
             if self.chatting:
-                message = {"role": "assistant", "content": choice.text.get("content", None if choice.calls else ""),
+                silent = choice.calls or choice.reader.thinking  # nothing was said, rather than nothing at length
+                message = {"role": "assistant", "content": choice.text.get("content", None if silent else ""),
                            "reasoning_content": choice.text.get("reasoning_content")}
                 content: dict[str, Any] = {"message": message | ({"tool_calls": choice.calls} if choice.calls else {})}
             else:
