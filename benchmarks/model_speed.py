@@ -20,7 +20,7 @@ from training.language_loss import language_loss
 
 SHAPE = dict(
     vocab_size=8192, hidden_size=256, num_attention_heads=8, num_key_value_heads=2, head_dim=32, mamba_num_heads=8, mamba_head_dim=64, ssm_state_size=64,
-    n_groups=2, chunk_size=64, n_routed_experts=16, num_experts_per_tok=2, moe_intermediate_size=256, moe_shared_expert_intermediate_size=512,
+    n_groups=2, n_routed_experts=16, num_experts_per_tok=2, moe_intermediate_size=256, moe_shared_expert_intermediate_size=512,
     moe_latent_size=None, mtp_depth=0, routed_scaling_factor=1.0, pattern="MEMEM*EMEM*E",
 )  # fmt: skip
 BATCH, LENGTH = 4, 512

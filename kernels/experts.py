@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import experts_step
+from kernels.expert_rows import gather, gather_slope, relu_squared_, relu_squared_slope_
+from kernels.lanes import runs_here
 from kernels.triton.dispatch import twin
 
 Gemm = Callable[[Tensor, Tensor], Tensor]
@@ -23,17 +25,17 @@ DENSE_EXPERTS, DENSE_PRODUCTS = 16, 1024  # up to that many experts, and (token,
 
 
 class _ReluSquared(torch.autograd.Function):
-    """relu(x)²; keeps only x, and costs two passes each way."""
+    """relu(x)²; keeps only x, and costs one pass each way."""
 
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)
-        return F.relu(x).square_()
+        return relu_squared_(x) if runs_here(x) and x.is_contiguous() else F.relu(x).square_()
 
     @staticmethod
     def backward(ctx, dy):
         (x,) = ctx.saved_tensors
-        return F.relu(x).mul_(dy).mul_(2)
+        return relu_squared_slope_(x, dy.contiguous()) if runs_here(x, dy) and x.is_contiguous() else F.relu(x).mul_(dy).mul_(2)
 
 
 def relu_squared(x: Tensor) -> Tensor:
@@ -65,13 +67,15 @@ def experts(x_TL: Tensor, up_EML: Tensor, down_ELM: Tensor, index_TK: Tensor, we
     flat = index_TK.reshape(-1)
     order = torch.argsort(flat, stable=True)
     loads = (torch.bincount(flat, minlength=count) if load_E is None else load_E).tolist()
-    place_TK = torch.empty_like(order)
-    place_TK[order] = torch.arange(order.numel(), device=order.device)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(order.numel(), device=order.device)
+    if gemm is F.linear and runs_here(x_TL, up_EML, down_ELM, weight_TK) and x_TL.dtype == up_EML.dtype == down_ELM.dtype:
+        return _Experts.apply(x_TL, up_EML, down_ELM, weight_TK.float(), order, place.view(tokens, choices), loads)
     pieces = []
-    for x, up, down in zip(_Gather.apply(x_TL, order, place_TK, choices).split(loads), up_EML.unbind(0), down_ELM.unbind(0)):
+    for x, up, down in zip(_Gather.apply(x_TL, order, place, choices).split(loads), up_EML.unbind(0), down_ELM.unbind(0)):
         if x.shape[0]:
             pieces.append(gemm(relu_squared(gemm(x, up)), down))
-    out_TKL = _Permute.apply(torch.cat(pieces), place_TK, order).view(tokens, choices, -1)
+    out_TKL = _Permute.apply(torch.cat(pieces), place, order).view(tokens, choices, -1)
     return torch.bmm(weight_TK.to(out_TKL.dtype)[:, None], out_TKL)[:, 0] if out_TKL.dtype == weight_TK.dtype else \
         (out_TKL * weight_TK[..., None]).sum(1).to(x_TL.dtype)
 
@@ -82,6 +86,46 @@ def _experts_dense(x_TL: Tensor, up_EML: Tensor, down_ELM: Tensor, index_TK: Ten
     inner_ETM = F.relu_(x_TL @ up_EML.transpose(1, 2)).square_()
     out_ETL = inner_ETM @ down_ELM.transpose(1, 2)
     return (out_ETL * weight_ET[..., None]).sum(0).to(x_TL.dtype)
+
+
+class _Experts(torch.autograd.Function):
+    """The same with plain products: one node of autograd instead of six an expert, products written where they are read, no list of pieces joined."""
+
+    @staticmethod
+    def forward(ctx, x_TL, up_EML, down_ELM, weight_TK, order, place_TK, loads):
+        rows_SL = x_TL.index_select(0, order // place_TK.shape[1])
+        inner_SM = _products(rows_SL, up_EML.transpose(1, 2), loads)
+        out_SL = _products(relu_squared_(inner_SM), down_ELM.transpose(1, 2), loads)
+        ctx.save_for_backward(rows_SL, inner_SM, out_SL, up_EML, down_ELM, weight_TK, place_TK)
+        ctx.loads = loads
+        return gather(out_SL, place_TK, weight_TK)
+
+    @staticmethod
+    def backward(ctx, dy_TL):
+        rows_SL, inner_SM, out_SL, up_EML, down_ELM, weight_TK, place_TK = ctx.saved_tensors
+        dout_SL, dweight_TK = gather_slope(out_SL, place_TK, weight_TK, dy_TL.contiguous())
+        ddown_ELM = _outer_products(dout_SL, relu_squared_(inner_SM), ctx.loads)
+        dinner_SM = relu_squared_slope_(inner_SM, _products(dout_SL, down_ELM, ctx.loads))
+        dup_EML = _outer_products(dinner_SM, rows_SL, ctx.loads)
+        dx_TL = gather(_products(dinner_SM, up_EML, ctx.loads), place_TK, torch.ones_like(weight_TK))
+        return dx_TL, dup_EML, ddown_ELM, dweight_TK, None, None, None
+
+
+def _products(rows_SX: Tensor, weights_EXY: Tensor, loads: list[int]) -> Tensor:
+    """Each expert's rows times its weight, [S,Y]."""
+    out_SY = rows_SX.new_empty(rows_SX.shape[0], weights_EXY.shape[2])
+    for rows, weight, out in zip(rows_SX.split(loads), weights_EXY.unbind(0), out_SY.split(loads)):
+        if rows.shape[0]:
+            torch.mm(rows, weight, out=out)
+    return out_SY
+
+
+def _outer_products(left_SX: Tensor, right_SY: Tensor, loads: list[int]) -> Tensor:
+    """leftᵀ right over each expert's rows, [E,X,Y]; zeros for an expert without rows."""
+    out_EXY = left_SX.new_empty(len(loads), left_SX.shape[1], right_SY.shape[1])
+    for left, right, out in zip(left_SX.split(loads), right_SY.split(loads), out_EXY.unbind(0)):
+        torch.mm(left.t(), right, out=out)  # no rows: zeros
+    return out_EXY
 
 
 class _Gather(torch.autograd.Function):

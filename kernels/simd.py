@@ -155,3 +155,11 @@ def largest(memory, start, stop):
     for j in range(stop - start):
         found = max(found, load(row, j))
     return found
+
+
+@njit(**JIT)
+def scratch(size):
+    """`size` float32 that begin on a cache line: a vector across two lines costs two accesses."""
+    memory = np.empty(size + WIDTH, np.float32)
+    skip = -(memory.ctypes.data // 4) % WIDTH
+    return memory[skip:skip + size]

@@ -68,10 +68,10 @@ class Mamba(nn.Module):
         else:
             before, initial = (None, None) if state is None else (state.conv[step.rows], state.ssm[step.rows])
             x, B, C = self._split(conv.causal_conv(xBC, self.conv1d.weight.squeeze(1), self.conv1d.bias, seq_idx_BL=seq_idx_BT, state_BWC=before))
-            y, last = ssd.ssd(x, dt, A_H, B, C, self.D, chunk_size=config.chunk_size, seq_idx_BL=seq_idx_BT, initial_state_BHPN=initial)
+            y, last = ssd.ssd(x, dt, A_H, B, C, self.D, seq_idx_BL=seq_idx_BT, initial_state_BHPN=initial)
             if state is not None:
                 self._remember(state, step, before, xBC, last)
-        y = norms.gated_rms_norm(y.view(batch, length, -1), z, self.norm.weight, config.layer_norm_epsilon, config.n_groups)
+        y = norms.gated_rms_norm(y.reshape(batch, length, -1), z, self.norm.weight, config.layer_norm_epsilon, config.n_groups)
         return self.out_proj(y)
 
     def _few(self, projected_BTX: Tensor, state: MambaState, step: Step) -> Tensor:

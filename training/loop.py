@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipelines.errors import UserError
 from pipelines.progress import Progress, ProgressEvent
+from training.allocator import keep_freed_memory
 from training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from training.metrics import MetricsLog
 from training.precision import PrecisionPolicy
@@ -116,6 +117,7 @@ class Trainer:
         save_model  writes the model folder
         extra       facts for done.json beside the first and the last row of metrics.jsonl
         """
+        keep_freed_memory()
         self.resume()
         log = MetricsLog(self.folder.metrics, keep_until=self.step)
         while self.step < self.steps:

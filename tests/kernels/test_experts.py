@@ -55,6 +55,20 @@ def test_same_bits_twice():
     assert torch.equal(experts(x, up, down, index, weight), experts(x, up, down, index, weight))
 
 
+@pytest.mark.parametrize("tokens", [1, 5, 300])
+def test_compiled_rows_and_their_gradients(tokens):
+    """The fused form (float32, plain products) against every expert in float64."""
+    exact = inputs(tokens, outer=24, inner=40)
+    results = []
+    for run, dtype in ((experts_reference, torch.float64), (experts, torch.float32)):
+        leaves = [t.to(dtype, copy=True).requires_grad_() for t in (*exact[:3], exact[4])]
+        y = run(*leaves[:3], exact[3], leaves[3])
+        y.square().sum().backward()
+        results.append([y] + [leaf.grad for leaf in leaves])
+    for slow, fast in zip(*results):
+        assert (fast - slow).abs().max() <= 1e-5 * slow.abs().max()
+
+
 def test_bf16_accumulates_in_float32():
     x, up, down, index, weight = inputs(64, dtype=torch.float32)
     exact = experts_reference(*(t.bfloat16().float() for t in (x, up, down)), index, weight)
@@ -67,3 +81,7 @@ def test_relu_squared():
     x = torch.randn(50, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(relu_squared, (x,))
     assert torch.equal(relu_squared(x), torch.relu(x) ** 2)
+    x = torch.randn(3, 20_001, requires_grad=True)
+    y = relu_squared(x)
+    assert torch.equal(y, torch.relu(x) ** 2)
+    assert torch.equal(torch.autograd.grad(y, x, torch.ones_like(y) * 3)[0], 6 * torch.relu(x))

@@ -1,24 +1,15 @@
-"""The chunked scan against the recurrence in float64, values and gradients, with documents, initial states and spans."""
+"""The compiled scan against the recurrence in float64: values and gradients, with documents, initial states, and sizes that are no whole vectors."""
 
 import pytest
 import torch
 
-from kernels import ssd as ssd_room
-from kernels import ssd_scan
 from kernels.ssd import ssd, ssd_reference, ssd_step
-
-
-@pytest.fixture(params=["chunked", "compiled scan"], autouse=True)
-def form(request, monkeypatch):
-    """Every test here holds for both fast forms."""
-    monkeypatch.setattr(ssd_scan, "MOST_STATE", 0 if request.param == "chunked" else 1 << 20)
-    return request.param
-
+from kernels.ssd_scan import CHUNK
 
 NAMES = ("x", "dt", "A", "B", "C", "D", "initial")
 
 
-def inputs(length, groups=2, batch=2, heads=4, width=8, state=6, seed=0, decay=8.0):
+def inputs(length, groups=2, batch=2, heads=4, width=16, state=32, seed=0, decay=8.0):
     g = torch.Generator().manual_seed(seed)
     normal = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=g)
     uniform = lambda *shape: torch.rand(*shape, dtype=torch.float64, generator=g)
@@ -28,11 +19,11 @@ def inputs(length, groups=2, batch=2, heads=4, width=8, state=6, seed=0, decay=8
     return tensors, ids, (normal(batch, length, heads, width), normal(batch, heads, width, state))
 
 
-def both(tensors, ids, weights, initial, chunk):
+def both(tensors, ids, weights, initial):
     results = []
-    for run, dtype, options in ((ssd_reference, torch.float64, {}), (ssd, torch.float32, {"chunk_size": chunk})):
+    for run, dtype in ((ssd_reference, torch.float64), (ssd, torch.float32)):
         leaves = [t.to(dtype, copy=True).requires_grad_() for t in tensors]
-        y, last = run(*leaves[:6], seq_idx_BL=ids, initial_state_BHPN=leaves[6] if initial else None, **options)
+        y, last = run(*leaves[:6], seq_idx_BL=ids, initial_state_BHPN=leaves[6] if initial else None)
         ((y * weights[0].to(dtype)).sum() + (last * weights[1].to(dtype)).sum()).backward()
         results.append((y, last, [leaf.grad for leaf in leaves]))
     return results
@@ -40,10 +31,10 @@ def both(tensors, ids, weights, initial, chunk):
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("initial", [False, True])
-@pytest.mark.parametrize("length, chunk, groups", [(45, 16, 2), (32, 32, 1), (7, 32, 4), (1, 16, 2)])
-def test_chunked_equals_recurrence(length, chunk, groups, packed, initial):
-    tensors, ids, weights = inputs(length, groups)
-    slow, fast = both(tensors, ids if packed else None, weights, initial, chunk)
+@pytest.mark.parametrize("length, groups, width, state", [(3 * CHUNK + 13, 2, 16, 32), (CHUNK, 1, 48, 16), (7, 4, 8, 6), (1, 2, 64, 64), (2 * CHUNK + 1, 2, 80, 20)])
+def test_scan_equals_recurrence(length, groups, width, state, packed, initial):
+    tensors, ids, weights = inputs(length, groups, width=width, state=state)
+    slow, fast = both(tensors, ids if packed else None, weights, initial)
     torch.testing.assert_close(fast[0], slow[0].float(), rtol=1e-5, atol=2e-5)
     torch.testing.assert_close(fast[1], slow[1].float(), rtol=1e-5, atol=2e-5)
     for name, mine, true in zip(NAMES, fast[2], slow[2]):
@@ -53,32 +44,33 @@ def test_chunked_equals_recurrence(length, chunk, groups, packed, initial):
             assert (mine - true).abs().max() <= 5e-5 * max(true.abs().max(), 1.0), name
 
 
-def test_spans_carry_states_and_gradients(monkeypatch):
-    monkeypatch.setattr(ssd_room, "SPAN_ELEMENTS", 1)  # one chunk at a time
-    tensors, ids, weights = inputs(70, seed=3)
-    slow, fast = both(tensors, ids, weights, True, 16)
-    torch.testing.assert_close(fast[0], slow[0].float(), rtol=1e-5, atol=2e-5)
-    for name, mine, true in zip(NAMES, fast[2], slow[2]):
-        assert (mine - true).abs().max() <= 5e-5 * max(true.abs().max(), 1.0), name
-
-
 def test_strong_decay_gives_no_nan():
-    """exp of an unmasked future gap would be inf, and inf * 0 NaN."""
+    """Decays far below the smallest float32 are zeros, not NaN."""
     tensors, ids, weights = inputs(64, decay=400.0)
-    _, fast = both(tensors, None, weights, False, 64)
+    _, fast = both(tensors, None, weights, False)
     assert torch.isfinite(fast[0]).all() and all(torch.isfinite(g).all() for g in fast[2] if g is not None)
 
 
-def test_memory_kept_for_backward_does_not_hold_masks():
-    """Saved tensors grow with length, not with length x chunk."""
-    def saved(chunk):
-        total = []
-        tensors, _, _ = inputs(256, heads=8, width=4)
-        leaves = [t.to(torch.float32, copy=True).requires_grad_() for t in tensors]
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: total.append(t.numel()) or t, lambda t: t):
-            ssd(*leaves[:6], chunk_size=chunk)
-        return sum(total)
-    assert saved(128) <= saved(32)
+def test_memory_grows_with_length_alone():
+    """All that torch allocates in a backward, at its peak, over length: the same bytes a position at 8 chunks as at 32, hence nothing of chunk x length."""
+    def peak(length):
+        tensors, _, _ = inputs(length, heads=8, width=16, state=16)
+        leaves = [t.to(torch.float32, copy=True).requires_grad_() for t in tensors[:6]]
+        y, _ = ssd(*leaves)
+        slope = torch.ones_like(y)
+        with torch.profiler.profile(profile_memory=True) as seen:
+            torch.autograd.grad(y, leaves, slope)
+        held = most = 0
+        for event in seen.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                held += event.nbytes()
+                most = max(most, held)
+        return most
+
+    short, middle, long = (peak(chunks * CHUNK) for chunks in (8, 16, 32))
+    assert 0 < long - middle == 2 * (middle - short)
+    inputs_and_gradients = 4 * 2 * (2 * 8 * 16 + 2 * 2 * 16 + 4 * 8)  # bytes a position: x and dx of 8 heads, B and C's gradients, a few numbers a head
+    assert (long - middle) / (16 * CHUNK) <= inputs_and_gradients
 
 
 def test_steps_equal_recurrence():
