@@ -125,7 +125,7 @@ def _mask(matrix, reach):
 
 @njit(**JIT)
 def _decays(decay, b, h, start, count, reach, from_start):
-    """reach[t, s] = the decay from position s to t >= s of the chunk (0 above the diagonal), from_start[t] = from the state before it; padding decays nothing."""
+    """reach[t, s] = the decay from position s to t >= s of the chunk (0 above the diagonal), from_start[t] = from the state before it; padding keeps all."""
     running = np.float32(1.0)
     for t in range(CHUNK):
         keep = decay[b, start + t, h] if t < count else np.float32(1.0)
