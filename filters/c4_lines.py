@@ -31,10 +31,11 @@ def count_c4(codes: np.ndarray, bits: np.ndarray, rows: np.ndarray, modes: np.nd
 
 @cache
 def _first_letters() -> np.ndarray:
-    """int64 [128]: the phrases, as bits, that begin with an ASCII character; few characters begin any."""
-    letters = np.zeros(128, np.int64)
+    """int64 [2, 128]: the phrases, as bits, whose first and second character is an ASCII one; few pairs of characters begin any."""
+    letters = np.zeros((2, 128), np.int64)
     for k, phrase in enumerate(_PHRASES):
-        letters[ord(phrase[0])] |= 1 << k
+        letters[0, ord(phrase[0])] |= 1 << k
+        letters[1, ord(phrase[1])] |= 1 << k
     return letters
 
 
@@ -76,17 +77,19 @@ def _is_candidate(bits, start, end):
 @numba.njit(cache=True, nogil=True)
 def _cut_citations(codes, bits, start, end, citations, lengths):
     """The line without its citations: slices of the arrays themselves when it has none."""
-    cut_codes, cut_bits, kept = codes[start:end], bits[start:end], 0
     i = start
+    while i < end and (codes[i] != _OPEN or _citation_length(codes, bits, i, end, citations, lengths) == 0):
+        i += 1
+    if i == end:
+        return codes[start:end], bits[start:end]
+    cut_codes, cut_bits, kept = codes[start:end].copy(), bits[start:end].copy(), i - start
     while i < end:
         skip = _citation_length(codes, bits, i, end, citations, lengths) if codes[i] == _OPEN else 0
-        if skip > 0 and kept == 0:
-            cut_codes, cut_bits, kept = codes[start:end].copy(), bits[start:end].copy(), i - start + 1  # one too many, so that 0 is "none yet"
-        elif skip == 0 and kept > 0:
-            cut_codes[kept - 1], cut_bits[kept - 1] = codes[i], bits[i]
+        if skip == 0:
+            cut_codes[kept], cut_bits[kept] = codes[i], bits[i]
             kept += 1
         i += max(skip, 1)
-    return (cut_codes[: kept - 1], cut_bits[: kept - 1]) if kept > 0 else (cut_codes, cut_bits)
+    return cut_codes[:kept], cut_bits[:kept]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -123,16 +126,18 @@ def _count_line(codes, bits, start, end, sentences, phrases, lengths, letters, c
 def _find(codes, start, end, phrases, lengths, letters):
     """Which phrases the lower-cased span holds, as bits, and whether it holds a curly bracket."""
     found, curly = 0, False
+    begun = 0  # phrases whose first character is the one before
     for i in range(start, end):
         code = _lower(codes[i])
-        curly = curly or code == _CURLY
-        begun = letters[code] & ~found if code < 128 else 0
-        if begun == 0:
+        curly |= code == _CURLY
+        both = begun & letters[1, code] & ~found if code < 128 else 0
+        begun = letters[0, code] if code < 128 else 0
+        if both == 0:
             continue
         for k in range(len(lengths)):
-            if begun >> k & 1 and i + lengths[k] <= end:
-                same = 1
-                while same < lengths[k] and _lower(codes[i + same]) == phrases[k, same]:
+            if both >> k & 1 and i - 1 + lengths[k] <= end:
+                same = 2
+                while same < lengths[k] and _lower(codes[i - 1 + same]) == phrases[k, same]:
                     same += 1
                 if same == lengths[k]:
                     found |= 1 << k
