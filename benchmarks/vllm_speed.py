@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--verbose", action="store_true", help="show what vLLM prints")
     arguments = parser.parse_args()
-    if not PEER.exists():
+    if not (ROOT / ".venv-vllm/.ready").exists():
         parser.error("there is no .venv-vllm: make vllm")
     print(f"pattern {PATTERN}, threads {os.environ.get('OMP_NUM_THREADS', 'all')}\n")
     print("| hidden | dtype | requests | vLLM, tokens/s | ours | ratio of the best | median ratio of a pass | tokens equal |")

@@ -12,7 +12,7 @@ from model.engine import Engine, SamplingParams
 
 pytestmark = pytest.mark.vllm
 ROOT = Path(__file__).resolve().parents[2]
-PYTHON = ROOT / ".venv-vllm/bin/python"
+PEER = ROOT / ".venv-vllm"
 SMALL = dict(vocab_size=512, hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32, mamba_num_heads=4, mamba_head_dim=32, ssm_state_size=16,
              n_groups=2, n_routed_experts=8, initializer_range=0.08)
 MODELS = {
@@ -46,10 +46,10 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module", params=["eager", "compiled"])
 def theirs(request, folders):
     """vLLM's tokens by model, from one process of its own environment."""
-    if not PYTHON.exists():
-        pytest.skip("there is no .venv-vllm (make vllm)")
+    if not (PEER / ".ready").exists():
+        pytest.skip("vLLM is not installed in .venv-vllm (make vllm)")
     asked = json.dumps({"prompts": PROMPTS, "max_tokens": TOKENS, "dtype": "float32", "eager": request.param == "eager"})
-    ran = subprocess.run([PYTHON, ROOT / "tests/peers/run_vllm.py", *map(str, folders.values())], input=asked, capture_output=True, text=True, cwd=ROOT,
+    ran = subprocess.run([PEER / "bin/python", ROOT / "tests/peers/run_vllm.py", *map(str, folders.values())], input=asked, capture_output=True, text=True, cwd=ROOT,
                          env=os.environ | {"HF_HUB_OFFLINE": "1"})
     assert ran.returncode == 0, ran.stderr[-3000:]
     answers = json.loads(next(line for line in ran.stdout.splitlines() if line.startswith("ANSWERS "))[8:])
