@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import experts_step
 from kernels.expert_rows import gather, gather_slope, relu_squared_, relu_squared_slope_
 from kernels.lanes import runs_here
 from kernels.triton.dispatch import twin
@@ -60,8 +59,6 @@ def experts(x_TL: Tensor, up_EML: Tensor, down_ELM: Tensor, index_TK: Tensor, we
         return gpu.experts(x_TL, up_EML, down_ELM, index_TK, weight_TK)
     tokens, choices = index_TK.shape
     count = up_EML.shape[0]
-    if gemm is F.linear and not torch.is_grad_enabled() and experts_step.fits(x_TL, up_EML, down_ELM):
-        return experts_step.experts_step(x_TL, up_EML, down_ELM, index_TK, weight_TK)
     if count <= DENSE_EXPERTS and tokens * count <= DENSE_PRODUCTS and gemm is F.linear and not torch.is_grad_enabled():
         return _experts_dense(x_TL, up_EML, down_ELM, index_TK, weight_TK)
     flat = index_TK.reshape(-1)

@@ -1,62 +1,88 @@
-"""Experts for a handful of tokens: y_t = sum_k weight_tk * down_e relu(up_e x_t)², without a gradient.
+"""Mixture of experts and the dense MLP for the few rows of a decoding step: route, then every chosen expert once, over the rows that chose it.
 
-Decoding is bound by reading weights. One compiled pass reads each chosen expert once, and no other; a batched product over all experts reads E / K
-times as much for one token, and a loop of library calls costs more to start than to run. Sums are float32; a token's result does not depend on
-its neighbours, for each is summed by itself, choice by choice.
+Decoding is bound by reading weights: a chosen expert's panels are read once however many rows chose it, and no others are. Experts take their turn in
+order, and a row adds up its own in that order, so its sum does not depend on its neighbours.
 
-Shapes: T tokens, K choices a token, E experts, L width experts read and write, M their inner width.
+Shapes: M rows, D hidden size, E experts, K choices a row, L width experts read and write.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numba import njit
-from torch import Tensor
 
-from kernels.bits import in_spans
-from kernels.lanes import JIT, load, runs_here
-
-MOST_TOKENS = 32  # beyond, products per expert are large enough for the library
-
-
-def fits(x_TL: Tensor, up_EML: Tensor, down_ELM: Tensor) -> bool:
-    return (x_TL.shape[0] <= MOST_TOKENS and runs_here(x_TL, up_EML, down_ELM) and x_TL.dtype == up_EML.dtype == down_ELM.dtype
-            and up_EML.is_contiguous() and down_ELM.is_contiguous())
-
-
-def experts_step(x_TL: Tensor, up_EML: Tensor, down_ELM: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
-    """[T,L] in the dtype of x. Each product's inner activation is float32; the sum over choices too."""
-    tokens, choices = index_TK.shape
-    x = x_TL.detach().float().contiguous().numpy()
-    up, down = _bits(up_EML), _bits(down_ELM)
-    pairs = index_TK.reshape(-1).numpy()
-    order = np.argsort(pairs, kind="stable")  # an expert's tokens run one after another, while its weights are near
-    out = np.empty((tokens * choices, x.shape[1]), np.float32)
-    in_spans(lambda a, b: _pairs(order[a:b], pairs, x, up, down, choices, out), len(order), 2 * len(order) * up_EML.shape[1] * up_EML.shape[2])
-    y_TL = (torch.from_numpy(out).view(tokens, choices, -1) * weight_TK[..., None]).sum(1)
-    return y_TL.to(x_TL.dtype)
-
-
-def _bits(t: Tensor) -> np.ndarray:
-    t = t.detach()
-    return (t.view(torch.uint16) if t.dtype == torch.bfloat16 else t).numpy()
+from kernels.lanes import JIT, sigmoid
+from kernels.skinny import PANEL, as_words, linear, padded, product, words_of
 
 
 @njit(**JIT)
-def _pairs(order, pairs, x, up, down, choices, out):
-    inner_size, width = up.shape[1:]
-    inner = np.empty(inner_size, np.float32)
-    for pair in order:
-        expert, row = pairs[pair], x[pair // choices]
-        for m in range(inner_size):
-            weights, total = up[expert, m], np.float32(0.0)
-            for i in range(width):
-                total += load(weights, i) * row[i]
-            positive = max(total, np.float32(0.0))
-            inner[m] = positive * positive
-        for i in range(width):
-            weights, total = down[expert, i], np.float32(0.0)
-            for m in range(inner_size):
-                total += load(weights, m) * inner[m]
-            out[pair, i] = total
+def mlp(words, up, down, inputs, count, hidden, inner, outer):
+    """down(relu(up(x))²): [count, padded(outer)] float32, from rows of words."""
+    raised = linear(words, up, inputs, count, hidden, inner)
+    middle, stride = np.empty(count * inner, np.float32), padded(inner)
+    for m in range(count):
+        source, to = raised[m * stride:m * stride + inner], middle[m * inner:(m + 1) * inner]
+        for i in range(inner):
+            value = max(source[i], np.float32(0.0))
+            to[i] = value * value
+    return linear(words, down, as_words(middle, words), count, inner, outer)
+
+
+@njit(**JIT)
+def experts_step(words, at, inputs, chosen, shares, sizes):
+    """Sum of the chosen experts, weighted: [M, L] float32. inputs: rows of words, L wide; chosen and shares [M, K]; words[at:]: each expert's two
+    packed matrices, one expert after another."""
+    rows, choices = chosen.shape
+    outer, inner = sizes.expert_width, sizes.expert_inner
+    width, stride = words_of(outer, words), padded(outer)
+    up_size, down_size = padded(inner) * width, padded(outer) * words_of(inner, words)
+    out = np.zeros(rows * outer, np.float32)
+    mine, share = np.empty(rows, np.int64), np.empty(rows, np.float32)
+    gathered = np.empty(rows * width, inputs.dtype)
+    for e in range(sizes.experts):
+        count = 0
+        for m in range(rows):
+            for k in range(choices):
+                if chosen[m, k] == e:
+                    mine[count], share[count] = m, shares[m, k]
+                    gathered[count * width:(count + 1) * width] = inputs[m * width:(m + 1) * width]
+                    count += 1
+        if count:
+            up = at + e * (up_size + down_size)
+            result = mlp(words, up, up + up_size, gathered, count, outer, inner, outer)
+            for i in range(count):
+                source, to = result[i * stride:i * stride + outer], out[mine[i] * outer:(mine[i] + 1) * outer]
+                for d in range(outer):
+                    to[d] += share[i] * source[d]
+    return out
+
+
+@njit(**JIT)
+def route(x, small, at, rows, sizes, scaling):
+    """(chosen experts int64, their weights float32), both [M, K]: the largest of sigmoid score + bias (ties: the lower number), weighed by the scores
+    alone. small[at:]: the router's panels, then the bias [E]. Float32 whatever the experts are."""
+    count, choices = sizes.experts, sizes.choices
+    stride = padded(count)
+    scores = np.empty(rows * stride, np.float32)
+    product(small, at, x, rows, sizes.hidden, 0, stride // PANEL, scores, stride)
+    bias = small[at + stride * sizes.hidden:at + stride * sizes.hidden + count]
+    chosen, shares = np.empty((rows, choices), np.int64), np.empty((rows, choices), np.float32)
+    ranks = np.empty(count, np.float32)
+    for m in range(rows):
+        row = scores[m * stride:m * stride + count]
+        for e in range(count):
+            row[e] = sigmoid(row[e])
+            ranks[e] = row[e] + bias[e]
+        total = np.float32(0.0)
+        for k in range(choices):
+            best = 0
+            for e in range(1, count):
+                if ranks[e] > ranks[best]:
+                    best = e
+            ranks[best] = -np.inf
+            chosen[m, k], shares[m, k] = best, row[best]
+            total += row[best]
+        factor = scaling / (total + np.float32(1e-20)) if sizes.normalised else scaling
+        for k in range(choices):
+            shares[m, k] *= factor
+    return chosen, shares

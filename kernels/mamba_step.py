@@ -1,110 +1,141 @@
-"""All of a Mamba-2 layer between its two projections, for a few positions, in one compiled pass: convolution, dt, state update, gated norm.
+"""All of a Mamba-2 layer between its two projections, for new positions of running sequences: convolution, dt, state update, gated norm.
 
-Decoding one token does so little arithmetic that starting a dozen library calls takes longer than running them. Positions follow one another, so
-the same pass serves a decoding step (one position, states move on in place) and the check of guesses (a few, states kept after each, see
-`ssd_draft`); bfloat16 rounds where the chunked form rounds only at the end, in the gated norm.
+Position by position, as the recurrence is written: a decoding step is one position, a piece of a prompt is many, and since every position does the
+same sums in the same order, a prompt read in one piece or in ten ends in the same state, bit for bit. One head's state stays in the first-level cache
+while its positions pass; for the state sizes in use this costs no more than the chunked form's products would.
 
-Shapes: B sequences, T positions, C conv channels [x | B | C], H heads, P head_dim, G groups, N state size, S slots.
+Shapes: A sequences, M rows (all their new positions, one after another), C conv channels [x | B | C], H heads, P head_dim, G groups, N state size.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numba import njit
-from torch import Tensor
 
-from kernels.bits import in_spans
-from kernels.lanes import JIT, flat, load, runs_here, sigmoid, store
+from kernels.lanes import JIT, load, sigmoid, store
+from kernels.simd import fma, splat, vload, vmul, vstore, vsum8
+from kernels.skinny import prefetch
 
 TAPS = 4
-
-
-def fits(projected_BTX: Tensor, conv_SWC: Tensor) -> bool:
-    return (runs_here(projected_BTX, conv_SWC) and projected_BTX.dtype == conv_SWC.dtype and projected_BTX.is_contiguous()
-            and conv_SWC.shape[1] == TAPS - 1 and not torch.is_grad_enabled())
-
-
-def constants(weight_C1W: Tensor, bias_C: Tensor, dt_bias_H: Tensor, A_log_H: Tensor, D_H: Tensor, norm_weight: Tensor) -> tuple[np.ndarray, ...]:
-    """A layer's small parameters as `mamba_step` wants them, float32: taps [W,C], bias, dt_bias, A, D, norm weight."""
-    with torch.no_grad():
-        A_H = -torch.exp(A_log_H.float())
-        tensors = weight_C1W.float().squeeze(1).t().contiguous(), bias_C.float(), dt_bias_H.float(), A_H, D_H.float(), norm_weight.float()
-    return tuple(t.detach().clone().numpy() for t in tensors)
-
-
-def mamba_step(projected_BTX: Tensor, consts: tuple[np.ndarray, ...], conv_SWC: Tensor, ssm_SHPN: Tensor, rows_B: Tensor, *, groups: int, eps: float,
-               keep: bool) -> tuple[Tensor, Tensor | None]:
-    """in_proj's output [z | x | B | C | dt] -> what out_proj reads, [B,T,H*P] in the same dtype.
-
-    keep=False: T is 1, and rows of conv and ssm move on in place. keep=True: they are only read; the second result is the states [B,T,H,P,N]."""
-    batch, length, _ = projected_BTX.shape
-    heads, width, size = ssm_SHPN.shape[1:]
-    assert keep or length == 1
-    out = projected_BTX.new_empty(batch, length, heads * width)
-    states = ssm_SHPN.new_empty(batch, length, heads, width, size) if keep else ssm_SHPN.new_empty(1, 1, 1, 1, 1)
-    args = (flat(projected_BTX), *consts, flat(conv_SWC), ssm_SHPN.numpy(), rows_B.numpy(), states.numpy(), flat(out), length, groups, np.float32(eps), keep)
-    in_spans(lambda a, b: _steps(a, b, *args), batch, 2 * batch * length * heads * width * size)
-    return out, states if keep else None
+ROWS = 8  # of a state at a time
+AHEAD = 1024  # numbers: states are large, and no one else will have asked for this one
 
 
 @njit(**JIT)
-def _steps(first, last, projected, taps, bias, dt_bias, A, D, weight, conv, ssm, rows, states, out, length, groups, eps, keep):
-    heads, width, size = ssm.shape[1:]
-    channels, inner = bias.shape[0], heads * width
-    whole = inner + channels + heads
-    mixed, y = np.empty(channels, np.float32), np.empty(inner, np.float32)
-    repeat, part = heads // groups, inner // groups
-    for b in range(first, last):
-        memory = rows[b] * (TAPS - 1) * channels
+def mamba_step(projected, stride, starts, places, small, at, conv, ssm, sizes, eps, keep, later_inputs, later_states, later):
+    """in_proj's rows [z | x | B | C | dt] -> what out_proj reads, float32 [M, H*P].
+
+    starts [A+1]: each sequence's first row; places [A]: its index in conv [., TAPS-1, C] and ssm [., H, P, N]; small[at:]: taps [TAPS,C], bias [C],
+    dt_bias, A, D [H] and norm weight. Conv and ssm move on in place; with `keep` they stay, and from row `later` on later_inputs [., TAPS-1+T, C] (a
+    sequence a row) and later_states [., H, P, N] (a position a row) receive the convolution's inputs and the state after every position."""
+    heads, width, size, groups = sizes.mamba_heads, sizes.mamba_width, sizes.state_size, sizes.groups
+    inner = heads * width
+    channels = inner + 2 * groups * size
+    at_dt_bias = at + (TAPS + 1) * channels
+    whole = width * size
+    out = np.empty(starts[-1] * inner, np.float32)
+    for a in range(len(places)):
+        first, length = starts[a], starts[a + 1] - starts[a]
+        inputs = np.empty((TAPS - 1 + length) * channels, conv.dtype)
+        memory = places[a] * (TAPS - 1) * channels
+        inputs[:(TAPS - 1) * channels] = conv[memory:memory + (TAPS - 1) * channels]
         for t in range(length):
-            at = (b * length + t) * whole
-            mixed[:] = bias
-            for k in range(TAPS):
-                before = t - (TAPS - 1) + k  # where this tap looks: in this call, or in what was kept
-                start = (b * length + before) * whole + inner
-                if before >= 0:
-                    source = projected[start:start + channels]
-                else:
-                    source = conv[memory + (before + TAPS - 1) * channels:memory + (before + TAPS) * channels]
-                tap = taps[k]
-                for c in range(channels):
-                    mixed[c] += tap[c] * load(source, c)
+            row, to = projected[(first + t) * stride + inner:], inputs[(TAPS - 1 + t) * channels:]
             for c in range(channels):
-                mixed[c] *= sigmoid(mixed[c])
-            for h in range(heads):
-                raw = load(projected, at + inner + channels + h) + dt_bias[h]
+                store(to, c, row[c])
+        mixed = _convolve(inputs, length, channels, small, at)
+        if keep:
+            begin = (later // length + a) * len(inputs)  # all sequences have as many positions then
+            later_inputs[begin:begin + len(inputs)] = inputs
+        else:
+            conv[memory:memory + (TAPS - 1) * channels] = inputs[length * channels:]
+        for h in range(heads):
+            rate, bias, skip = small[at_dt_bias + heads + h], small[at_dt_bias + h], small[at_dt_bias + 2 * heads + h]
+            group = inner + h // (heads // groups) * size
+            state = (places[a] * heads + h) * whole
+            for t in range(length):
+                row = t * channels
+                raw = projected[(first + t) * stride + inner + channels + h] + bias
                 dt = raw if raw > np.float32(20.0) else np.float32(np.log1p(np.exp(raw)))
-                decay = np.float32(np.exp(dt * A[h]))
-                keys = mixed[inner + h // repeat * size:inner + (h // repeat + 1) * size]
-                queries = mixed[inner + (groups + h // repeat) * size:inner + (groups + h // repeat + 1) * size]
-                state = states[b, t, h] if keep else ssm[rows[b], h]
-                if keep:  # then always in place: two arrays that may overlap would keep the loop below from vector code
-                    state[:] = states[b, t - 1, h] if t > 0 else ssm[rows[b], h]
-                for p in range(width):
-                    row, value = state[p], mixed[h * width + p]
-                    add, total = value * dt, np.float32(0.0)
-                    for n in range(size):
-                        new = row[n] * decay + add * keys[n]
-                        row[n] = new
-                        total += new * queries[n]
-                    y[h * width + p] = total + D[h] * value
-            for group in range(groups):
-                gates, parts = projected[at + group * part:at + (group + 1) * part], y[group * part:(group + 1) * part]
-                outs = out[(b * length + t) * inner + group * part:(b * length + t) * inner + (group + 1) * part]
-                squares = np.float32(0.0)
-                for i in range(part):
-                    gate = load(gates, i)
-                    value = parts[i] * (gate * sigmoid(gate))
-                    parts[i] = value
-                    squares += value * value
-                scale = np.float32(1.0) / np.sqrt(squares / np.float32(part) + eps)
-                for i in range(part):
-                    store(outs, i, parts[i] * scale)
-                for i in range(part):
-                    store(outs, i, load(outs, i) * weight[group * part + i])
-        if not keep:
-            for k in range(TAPS - 2):
-                conv[memory + k * channels:memory + (k + 1) * channels] = conv[memory + (k + 1) * channels:memory + (k + 2) * channels]
-            latest = b * whole + inner
-            conv[memory + (TAPS - 2) * channels:memory + (TAPS - 1) * channels] = projected[latest:latest + channels]
+                decay = np.float32(np.exp(dt * rate))
+                to = (first + t) * inner + h * width
+                if keep:
+                    now = ((later + first + t) * heads + h) * whole
+                    if t == 0:
+                        later_states[now:now + whole] = ssm[state:state + whole]
+                    else:
+                        before = now - heads * whole
+                        later_states[now:now + whole] = later_states[before:before + whole]
+                    _advance(later_states, now, width, size, decay, dt, skip, mixed, row + h * width, row + group, row + group + groups * size, out, to)
+                else:
+                    _advance(ssm, state, width, size, decay, dt, skip, mixed, row + h * width, row + group, row + group + groups * size, out, to)
+        for t in range(length):
+            _gate(projected, (first + t) * stride, out, (first + t) * inner, inner, groups, small, at_dt_bias + 3 * heads, eps)
+    return out
+
+
+@njit(**JIT)
+def _convolve(inputs, length, channels, small, at):
+    """silu(bias + taps * inputs), [T, C] float32."""
+    mixed = np.empty(length * channels, np.float32)
+    bias = small[at + TAPS * channels:at + (TAPS + 1) * channels]
+    for t in range(length):
+        out = mixed[t * channels:(t + 1) * channels]
+        out[:] = bias
+        for k in range(TAPS):
+            tap, source = small[at + k * channels:at + (k + 1) * channels], inputs[(t + k) * channels:(t + k + 1) * channels]
+            for c in range(channels):
+                out[c] += tap[c] * load(source, c)
+        for c in range(channels):
+            out[c] *= sigmoid(out[c])
+    return mixed
+
+
+@njit(**JIT)
+def _advance(state, at, width, size, decay, dt, skip, mixed, x, key, query, out, to):
+    """state[p] = decay * state[p] + dt * x[p] * key; out[p] = state[p] · query + skip * x[p]: eight rows p share what they load and add up."""
+    keeps, none, sums = splat(decay), splat(np.float32(0.0)), np.empty(16, np.float32)
+    for p in range(0, width, ROWS):
+        t0, t1, t2, t3, t4, t5, t6, t7 = none, none, none, none, none, none, none, none
+        i = x + p
+        a0, a1, a2, a3 = splat(mixed[i] * dt), splat(mixed[i + 1] * dt), splat(mixed[i + 2] * dt), splat(mixed[i + 3] * dt)
+        a4, a5, a6, a7 = splat(mixed[i + 4] * dt), splat(mixed[i + 5] * dt), splat(mixed[i + 6] * dt), splat(mixed[i + 7] * dt)
+        for n in range(0, size, 16):
+            keys, queries = vload(mixed, key + n), vload(mixed, query + n)
+            j = at + p * size + n
+            t0 = _row(state, j, keeps, a0, keys, queries, t0)
+            t1 = _row(state, j + size, keeps, a1, keys, queries, t1)
+            t2 = _row(state, j + 2 * size, keeps, a2, keys, queries, t2)
+            t3 = _row(state, j + 3 * size, keeps, a3, keys, queries, t3)
+            t4 = _row(state, j + 4 * size, keeps, a4, keys, queries, t4)
+            t5 = _row(state, j + 5 * size, keeps, a5, keys, queries, t5)
+            t6 = _row(state, j + 6 * size, keeps, a6, keys, queries, t6)
+            t7 = _row(state, j + 7 * size, keeps, a7, keys, queries, t7)
+        vstore(sums, 0, vsum8(t0, t1, t2, t3, t4, t5, t6, t7))
+        for r in range(ROWS):
+            out[to + p + r] = sums[r] + skip * mixed[i + r]
+
+
+@njit(inline="always", **JIT)
+def _row(state, j, keeps, add, keys, queries, total):
+    prefetch(state, j + AHEAD)
+    new = fma(add, keys, vmul(vload(state, j), keeps))
+    vstore(state, j, new)
+    return fma(new, queries, total)
+
+
+@njit(**JIT)
+def _gate(projected, z, y, at, inner, groups, small, weight, eps):
+    """y = group-wise norm of y * silu(z), times weight."""
+    part = inner // groups
+    for group in range(groups):
+        gates, parts = projected[z + group * part:z + (group + 1) * part], y[at + group * part:at + (group + 1) * part]
+        weights = small[weight + group * part:weight + (group + 1) * part]
+        squares = np.float32(0.0)
+        for i in range(part):
+            value = parts[i] * (gates[i] * sigmoid(gates[i]))
+            parts[i] = value
+            squares += value * value
+        scale = np.float32(1.0) / np.sqrt(squares / np.float32(part) + eps)
+        for i in range(part):
+            parts[i] = parts[i] * scale * weights[i]

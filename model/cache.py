@@ -1,7 +1,8 @@
 """Everything a model remembers of running sequences, one slot each.
 
 A Mamba layer keeps the last conv_kernel - 1 inputs of its convolution and one float32 state, both of fixed size; an attention layer keeps keys and
-values for every position. Buffers are allocated once, for `slots` sequences of at most `max_length` tokens, and updated in place.
+values for every position. Buffers are allocated once, for `slots` sequences of at most `max_length` tokens, and updated in place; layers of a kind
+share one buffer, which is how the compiled step (`model.packed`) gets hold of them all.
 
 Tokens may be appended tentatively (speculative decoding): `Cache.accept` then keeps the first few of each row. Keys and values past a length are
 never read, so only the Mamba layers need to remember more: their convolution's inputs and the state after each position.
@@ -10,27 +11,38 @@ never read, so only the Mamba layers need to remember more: their convolution's 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
+@dataclass
 class MambaState:
-    """conv [slots, W-1, conv_dim] (inputs before the convolution) and ssm [slots, H, P, N] float32."""
+    """A layer's conv [slots, W-1, conv_dim] (inputs before the convolution) and ssm [slots, H, P, N] float32; `index` counts Mamba layers."""
 
-    def __init__(self, config, slots: int, dtype: torch.dtype) -> None:
-        self.conv = torch.zeros(slots, config.conv_kernel - 1, config.conv_dim, dtype=dtype)
-        self.ssm = torch.zeros(slots, config.mamba_num_heads, config.mamba_head_dim, config.ssm_state_size)
-        self.tentative: tuple[Tensor, Tensor] | None = None  # inputs [B, W-1+T, conv_dim] and states [B, T, H, P, N] of tokens not yet accepted
+    index: int
+    conv: Tensor
+    ssm: Tensor
 
 
+@dataclass
 class KeyValues:
-    """keys and values [slots, KV heads, max_length, head_dim]."""
+    """A layer's keys and values [slots, KV heads, max_length, head_dim]."""
 
-    def __init__(self, config, slots: int, max_length: int, dtype: torch.dtype) -> None:
-        shape = slots, config.num_key_value_heads, max_length, config.head_dim
-        self.keys, self.values = _unwritten_zeros(shape, dtype), _unwritten_zeros(shape, dtype)
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass
+class Pending:
+    """B rows of `length` tokens not yet accepted: every Mamba layer's inputs [layers, B, W-1+T, conv_dim] and states [layers, B, T, H, P, N]."""
+
+    slots_B: Tensor
+    length: int
+    inputs: Tensor
+    states: Tensor
 
 
 def _unwritten_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -52,10 +64,15 @@ class Cache:
         dtype = dtype or getattr(lm_or_config, "compute_dtype", torch.float32)
         self.slots, self.max_length = slots, max_length
         self.lengths = torch.zeros(slots, dtype=torch.long)
-        self.pending: Step | None = None  # of a tentative call
-        self.layers: list[MambaState | KeyValues | None] = [
-            MambaState(config, slots, dtype) if kind == "M" else KeyValues(config, slots, max_length, dtype) if kind == "*" else None
-            for kind in config.pattern]
+        self.pending: Pending | None = None  # of a tentative call
+        mamba, attention = config.pattern.count("M"), config.pattern.count("*")
+        self.conv = torch.zeros(mamba, slots, config.conv_kernel - 1, config.conv_dim, dtype=dtype)
+        self.ssm = torch.zeros(mamba, slots, config.mamba_num_heads, config.mamba_head_dim, config.ssm_state_size)
+        self.room = -(-max_length // 16) * 16  # whole vectors: the last may be read beyond what was written
+        shape = attention, slots, config.num_key_value_heads, self.room, config.head_dim
+        self.keys, self.values = _unwritten_zeros(shape, dtype), _unwritten_zeros(shape, dtype)
+        states, pairs = map(MambaState, range(mamba), self.conv, self.ssm), map(KeyValues, self.keys, self.values)
+        self.layers: list[MambaState | KeyValues | None] = [next(states) if kind == "M" else next(pairs) if kind == "*" else None for kind in config.pattern]
 
     def reset(self, slots: Sequence[int] | Tensor | None = None) -> None:
         """Forget the given slots (all of them by default). Keys and values past a slot's length are never read, so they stay as they are."""
@@ -66,19 +83,37 @@ class Cache:
                 state.conv[where] = 0
                 state.ssm[where] = 0
 
+    def claim(self, batch: int, length: int, slots: Sequence[int] | Tensor | None, lengths: Sequence[int] | Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+        """(slots, new tokens) of the rows of a call, int64 [batch] each. Raises ValueError for what does not fit."""
+        assert self.pending is None, "a tentative call must be accepted before the next one"
+        slots_B = np.arange(batch) if slots is None else np.asarray(slots, np.int64)
+        if len(slots_B) != batch or len(set(slots_B.tolist())) != batch or slots_B.min() < 0 or slots_B.max() >= self.slots:
+            raise ValueError(f"slots must be {batch} different numbers below {self.slots}, not {slots_B.tolist()}")
+        new_B = np.full(batch, length) if lengths is None else np.asarray(lengths, np.int64)
+        if len(new_B) != batch or new_B.min() < 0 or new_B.max() > length:
+            raise ValueError(f"lengths must be {batch} numbers from 0 to {length}, not {new_B.tolist()}")
+        reach = int((self.lengths.numpy()[slots_B] + new_B).max())
+        if reach > self.max_length:
+            raise ValueError(f"a sequence of {reach} tokens does not fit the cache's max_length {self.max_length}")
+        return slots_B, new_B
+
+    def hold(self, slots_B: np.ndarray, length: int) -> Pending:
+        """Room for what a tentative call of `length` tokens a row leaves behind."""
+        layers, _, taps, channels = self.conv.shape
+        inputs = self.conv.new_empty(layers, len(slots_B), taps + length, channels)
+        states = self.ssm.new_empty(layers, len(slots_B), length, *self.ssm.shape[2:])
+        self.pending = Pending(torch.from_numpy(slots_B), length, inputs, states)
+        return self.pending
+
     def accept(self, counts: Sequence[int] | Tensor) -> None:
         """Keep the first counts[b] >= 1 tokens of each row of the tentative call before, forget the rest."""
-        step, counts_B = self.pending, torch.as_tensor(counts)
-        assert step is not None and bool((counts_B >= 1).all()) and bool((counts_B <= step.new_B).all())
+        pending, counts_B = self.pending, torch.as_tensor(counts)
+        assert pending is not None and bool((counts_B >= 1).all()) and bool((counts_B <= pending.length).all())
         every_B = torch.arange(len(counts_B))
-        for state in self.layers:
-            if isinstance(state, MambaState):
-                inputs, states = state.tentative
-                columns_BW = counts_B[:, None] + torch.arange(state.conv.shape[1])
-                state.conv[step.rows] = inputs[every_B[:, None], columns_BW]
-                state.ssm[step.rows] = states[every_B, counts_B - 1]
-                state.tentative = None
-        self.lengths[step.rows] = step.start_B + counts_B
+        columns_BW = counts_B[:, None] + torch.arange(self.conv.shape[2])
+        self.conv[:, pending.slots_B] = pending.inputs[:, every_B[:, None], columns_BW]
+        self.ssm[:, pending.slots_B] = pending.states[:, every_B, counts_B - 1]
+        self.lengths[pending.slots_B] += counts_B
         self.pending = None
 
     def copy(self, source: Sequence[int], target: Sequence[int]) -> None:
@@ -107,37 +142,25 @@ class Cache:
 
     def nbytes(self) -> int:
         """Bytes of all buffers."""
-        tensors = [t for state in self.layers if state is not None for t in vars(state).values() if isinstance(t, Tensor)]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(t.nbytes for t in (self.conv, self.ssm, self.keys, self.values))
 
 
 class Step:
-    """Where one call appends to a cache: rows, their lengths so far, and how many of the T new tokens are real in each.
+    """Where one call of the torch modules appends to a cache: rows, their lengths so far, and how many of the T new tokens are real in each.
 
     `rows` is a slice where the slots are consecutive, so that states are updated in place, and an index tensor otherwise.
     """
 
     def __init__(self, cache: Cache, batch: int, length: int, slots, lengths, tentative: bool = False) -> None:
-        assert cache.pending is None, "a tentative call must be accepted before the next one"
-        self.tentative = tentative
-        chosen = list(range(batch)) if slots is None else [int(s) for s in slots]
-        if len(chosen) != batch or len(set(chosen)) != batch or min(chosen) < 0 or max(chosen) >= cache.slots:
-            raise ValueError(f"slots must be {batch} different numbers below {cache.slots}, not {chosen}")
-        consecutive = chosen == list(range(chosen[0], chosen[0] + batch))
-        self.index_B = torch.tensor(chosen)
-        self.rows = slice(chosen[0], chosen[0] + batch) if consecutive else self.index_B
-        self.in_place = consecutive
-        self.length = length
+        slots_B, new_B = cache.claim(batch, length, slots, lengths)
+        self.pending = cache.hold(slots_B, length) if tentative else None
+        self.index_B, self.new_B, self.length = torch.from_numpy(slots_B), torch.from_numpy(new_B), length
+        self.in_place = bool((np.diff(slots_B) == 1).all())
+        self.rows = slice(int(slots_B[0]), int(slots_B[0]) + batch) if self.in_place else self.index_B
         self.start_B = cache.lengths[self.rows]
-        new = [length] * batch if lengths is None else [int(n) for n in lengths]
-        if len(new) != batch or min(new) < 0 or max(new) > length:
-            raise ValueError(f"lengths must be {batch} numbers from 0 to {length}, not {new}")
-        self.ragged = min(new) < length
-        self.new_B = torch.tensor(new)
+        self.ragged = int(new_B.min()) < length
         self.end_B = self.start_B + self.new_B
         self.reach = int(self.end_B.max())  # positions any row has after this call
-        if self.reach > cache.max_length:
-            raise ValueError(f"a sequence of {self.reach} tokens does not fit the cache's max_length {cache.max_length}")
         self.fresh = not bool(self.start_B.any())
         if self.ragged:
             self.valid_BT = torch.arange(length) < self.new_B[:, None]
@@ -145,7 +168,5 @@ class Step:
         self.mask = None  # attention mask, made by the first attention layer of the call
 
     def close(self, cache: Cache) -> None:
-        if self.tentative:
-            cache.pending = self
-        else:
+        if self.pending is None:
             cache.lengths[self.rows] = self.end_B

@@ -24,6 +24,7 @@ from model.layer import Layer, RMSNorm
 from model.linear import Linear
 from model.moe import MoE
 from model.mtp import MTP, shift_ids
+from model.packed import Packed
 
 
 class HybridLM(nn.Module):
@@ -47,7 +48,8 @@ class HybridLM(nn.Module):
     def forward(self, input_ids_BT: Tensor, *, seq_idx_BT: Tensor | None = None, cache: Cache | None = None,
                 slots: Sequence[int] | Tensor | None = None, lengths: Sequence[int] | Tensor | None = None) -> Tensor:
         """Logits [B,T,V] float32; arguments as for `hidden`."""
-        return self.lm_head(self.hidden(input_ids_BT, seq_idx_BT=seq_idx_BT, cache=cache, slots=slots, lengths=lengths)).float()
+        hidden_BTD = self.hidden(input_ids_BT, seq_idx_BT=seq_idx_BT, cache=cache, slots=slots, lengths=lengths)
+        return self.lm_head(hidden_BTD).float() if cache is None else self.logits(hidden_BTD)
 
     def hidden(self, input_ids_BT: Tensor, *, seq_idx_BT: Tensor | None = None, cache: Cache | None = None,
                slots: Sequence[int] | Tensor | None = None, lengths: Sequence[int] | Tensor | None = None, tentative: bool = False) -> Tensor:
@@ -55,17 +57,20 @@ class HybridLM(nn.Module):
 
         `seq_idx` numbers the documents packed in each row; none sees another. With `cache`, the tokens are appended to rows `slots` of it (0..B-1 by
         default); rows are padded at the right, `lengths` counts their real tokens (T by default), and what comes out at padding is undefined.
-        After a `tentative` call, `cache.accept` says how many of each row's tokens stay.
+        After a `tentative` call, `cache.accept` says how many of each row's tokens stay. Without gradients, on a CPU, all layers are one compiled call
+        (`model.packed`), whose result for a row does not depend on what else is in the call.
         """
+        if cache is None and (slots is not None or lengths is not None):
+            raise ValueError("slots and lengths say where a cache is written; pass the cache too")
+        if cache is not None and seq_idx_BT is not None:
+            raise ValueError("packed documents (seq_idx) cannot be appended to a cache: give each its own slot")
+        if cache is not None and (packed := self.packed()):
+            return packed.append(input_ids_BT, cache, slots, lengths, tentative=tentative)
         x_BTD = self.embed(input_ids_BT)
         if cache is None:
-            if slots is not None or lengths is not None:
-                raise ValueError("slots and lengths say where a cache is written; pass the cache too")
             for layer in self.layers:
                 x_BTD = layer(x_BTD, seq_idx_BT=seq_idx_BT)
             return self.norm_f(x_BTD)
-        if seq_idx_BT is not None:
-            raise ValueError("packed documents (seq_idx) cannot be appended to a cache: give each its own slot")
         step = Step(cache, *input_ids_BT.shape, slots, lengths, tentative)
         for layer, state in zip(self.layers, cache.layers):
             x_BTD = layer(x_BTD, state=state, step=step)
@@ -91,11 +96,27 @@ class HybridLM(nn.Module):
         return Cache(replace(self.config, pattern=self.config.mtp_pattern), slots, max_length, self.compute_dtype)
 
     def draft_hidden(self, h_BTD: Tensor, ahead_BT: Tensor, cache: Cache, *, slots: Sequence[int], lengths: Sequence[int] | Tensor | None = None) -> Tensor:
-        """The MTP block over hidden states and the tokens one further on, appended to its own cache; [B,T,D], ready for `lm_head`."""
+        """The MTP block over hidden states and the tokens one further on, appended to its own cache; [B,T,D], ready for `logits`."""
+        if packed := self.packed():
+            return packed.append(ahead_BT, cache, slots, lengths, draft_BTD=h_BTD)
         step = Step(cache, *ahead_BT.shape, slots, lengths)
         h_BTD = self.mtp(h_BTD, self.embed(ahead_BT), cache=cache, step=step)
         step.close(cache)
         return h_BTD
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """The head over hidden states, [..., V] float32; without gradients the same for a row whatever the others are."""
+        packed = self.packed()
+        return packed.logits(hidden_BTD) if packed else self.lm_head(hidden_BTD).float()
+
+    def packed(self) -> Packed | None:
+        """The weights as the compiled step reads them, up to date; None where it does not apply: under autograd, on a GPU, with other products."""
+        if torch.is_grad_enabled():
+            return None
+        kept = self.__dict__.get("_packed")
+        if kept is None:
+            kept = self.__dict__["_packed"] = Packed(self) if Packed.fits(self) else False
+        return kept.current() if kept else None
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token embeddings in `compute_dtype`."""
@@ -106,7 +127,9 @@ class HybridLM(nn.Module):
         return (module for module in self.modules() if isinstance(module, MoE))
 
     def train(self, mode: bool = True) -> HybridLM:
-        """Switch mode, and drop the casts kept for generation."""
+        """Switch mode, and drop what is kept for generation when training begins: casts and the packed copy."""
+        if mode:
+            self.__dict__.pop("_packed", None)
         for module in self.modules():
             module.__dict__.pop("_cast", None)
         return super().train(mode)

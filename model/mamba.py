@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import conv, mamba_step, norms, ssd
+from kernels import conv, norms, ssd
 from kernels.ssd_draft import ssd_draft
 from model.cache import MambaState, Step
 from model.config import HybridConfig
-from model.linear import Linear, stamp
+from model.linear import Linear
 
 
 class ConvWeights(nn.Module):
@@ -49,18 +49,17 @@ class Mamba(nn.Module):
         config = self.config
         batch, length, _ = h_BTE.shape
         projected_BTX = self.in_proj(h_BTE)
-        if state is not None and (length == 1 or step.tentative) and not step.ragged and mamba_step.fits(projected_BTX, state.conv):
-            return self.out_proj(self._few(projected_BTX, state, step))
         z, xBC, dt = projected_BTX.split([self.d_inner, self.conv_dim, config.mamba_num_heads], -1)
         dt = F.softplus(dt.float() + self.dt_bias)
         A_H = -torch.exp(self.A_log.float())
         if state is not None and step.ragged:
             dt = dt * step.valid_BT[..., None]  # a step of zero length leaves the state alone
-        if state is not None and step.tentative:
+        if state is not None and step.pending:
             before = state.conv[step.rows]
             x, B, C = self._split(conv.causal_conv(xBC, self.conv1d.weight.squeeze(1), self.conv1d.bias, state_BWC=before))
             y, states = ssd_draft(x, dt, A_H, B, C, self.D, state.ssm, step.index_B)
-            state.tentative = torch.cat([before, xBC], 1), states
+            step.pending.inputs[state.index] = torch.cat([before, xBC], 1)
+            step.pending.states[state.index] = states
         elif state is not None and length == 1 and not torch.is_grad_enabled():
             xBC = conv.causal_conv_step(xBC[:, 0], self.conv1d.weight.squeeze(1), self.conv1d.bias, state.conv, step.index_B, step.active_B)
             x, B, C = self._split(xBC)
@@ -73,21 +72,6 @@ class Mamba(nn.Module):
                 self._remember(state, step, before, xBC, last)
         y = norms.gated_rms_norm(y.reshape(batch, length, -1), z, self.norm.weight, config.layer_norm_epsilon, config.n_groups)
         return self.out_proj(y)
-
-    def _few(self, projected_BTX: Tensor, state: MambaState, step: Step) -> Tensor:
-        """What out_proj reads, for one position or a few tentative ones: a single compiled pass."""
-        config = self.config
-        parameters = self.conv1d.weight, self.conv1d.bias, self.dt_bias, self.A_log, self.D, self.norm.weight
-        now = [stamp(p) for p in parameters]
-        kept = self.__dict__.setdefault("_cast", {})  # dropped by train(), like other casts
-        if kept.get("step", (None,))[0] != now:
-            kept["step"] = now, mamba_step.constants(*parameters)
-        y_BTD, states = mamba_step.mamba_step(projected_BTX, kept["step"][1], state.conv, state.ssm, step.index_B, groups=config.n_groups,
-                                              eps=config.layer_norm_epsilon, keep=step.tentative)
-        if step.tentative:
-            inputs = projected_BTX[..., self.d_inner:self.d_inner + self.conv_dim]
-            state.tentative = torch.cat([state.conv[step.rows], inputs], 1), states
-        return y_BTD
 
     def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[..., conv_dim] -> x [..., H, P], B and C [..., G, N]."""

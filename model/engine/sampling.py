@@ -46,14 +46,14 @@ def sample(logits_AV: torch.Tensor, temperature_A: torch.Tensor, top_k_A: torch.
     """(tokens int64 [A], log normalisers [A] or None). logits float32; temperature 0 takes the maximum; top_k 0 and top_p 1 are off;
     uniform float64 in [0, 1).
 
-    Each row's token depends on that row alone. The normalisers, log sum exp(logits), fall out where nothing scales or truncates
-    the batch, which is how RL samples; `logprobs` takes them."""
+    Each row's token depends on that row alone. The normalisers, log sum exp(logits), fall out of rows that nothing scales or truncates,
+    which is how RL samples, and are nan for others; `logprobs` takes them."""
     greedy_A = temperature_A == 0
     if bool(greedy_A.all()):
         return logits_AV.argmax(-1), None
-    plain = bool((temperature_A == 1).all())
-    scaled_AV = logits_AV if plain else logits_AV / torch.where(greedy_A, 1.0, temperature_A)[:, None]
-    truncated = torch.nonzero(((top_k_A > 0) | (top_p_A < 1)) & ~greedy_A)[:, 0]
+    scaled_AV = logits_AV if bool((temperature_A == 1).all()) else logits_AV / torch.where(greedy_A, 1.0, temperature_A)[:, None]
+    cut_A = (top_k_A > 0) | (top_p_A < 1)
+    truncated = torch.nonzero(cut_A & ~greedy_A)[:, 0]
     if len(truncated):
         rows = scaled_AV[truncated]
         floor = _smallest_kept(rows, top_k_A[truncated], top_p_A[truncated])
@@ -66,14 +66,16 @@ def sample(logits_AV: torch.Tensor, temperature_A: torch.Tensor, top_k_A: torch.
     beyond_A = tokens_A >= logits_AV.shape[-1]  # a product rounded up to the total falls off the end
     if bool((greedy_A | beyond_A).any()):
         tokens_A = torch.where(greedy_A | beyond_A, logits_AV.argmax(-1), tokens_A)
-    normaliser_A = highest_A1[:, 0] + total_A.log().float() if plain and not len(truncated) else None
-    return tokens_A, normaliser_A
+    normaliser_A = highest_A1[:, 0] + total_A.log().float()
+    return tokens_A, normaliser_A.masked_fill(cut_A | (temperature_A != 1), torch.nan)
 
 
 def logprobs(logits_AV: torch.Tensor, tokens_A: torch.Tensor, normaliser_A: torch.Tensor | None = None) -> torch.Tensor:
     """log softmax(logits)[token] as float32 [A]: the model's own distribution, before temperature and truncation."""
     if normaliser_A is None:
         normaliser_A = torch.logsumexp(logits_AV, -1)
+    elif len(missing := torch.nonzero(normaliser_A.isnan())[:, 0]):
+        normaliser_A = normaliser_A.index_put((missing,), torch.logsumexp(logits_AV[missing], -1))
     return logits_AV.gather(-1, tokens_A[:, None])[:, 0] - normaliser_A
 
 

@@ -264,7 +264,7 @@ class Scheduler:
         return done
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return self.lm.lm_head(hidden).float()
+        return self.lm.logits(hidden)
 
     def _choose(self, logits_ATV: Tensor, rows: slice, at_AT: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """Tokens [A,T] and log normalisers [A*T] (or None): what each row draws at positions `at` of its sample."""

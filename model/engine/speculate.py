@@ -46,7 +46,7 @@ class Drafter:
         hidden_AD = self.lm.draft_hidden(hidden_ATD, tokens_AT, self.cache, slots=slots, lengths=counts_A)[every_A, counts_A - 1]
         lengths = self.cache.lengths[first:first + len(counts_A)].clone()
         for i in range(self.guesses):
-            tokens_A = choose(self.lm.lm_head(hidden_AD).float(), i)
+            tokens_A = choose(self.lm.logits(hidden_AD), i)
             self.tokens_SK[first:first + len(counts_A), i] = tokens_A.numpy()
             if i + 1 < self.guesses:
                 hidden_AD = self.lm.draft_hidden(hidden_AD[:, None], tokens_A[:, None], self.cache, slots=slots)[:, 0]

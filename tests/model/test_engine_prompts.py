@@ -152,15 +152,15 @@ def test_chunks_behind_a_context_equal_masked_attention(starts):
     """Two rows, a chunk of 40 positions each, the second one shorter; plain softmax over all that may be seen is the oracle."""
     from model import HybridConfig
     from model.attention import Attention
-    from model.cache import KeyValues, Step
+    from model.cache import Step
 
-    config = HybridConfig.tiny(vocab_size=64, num_attention_heads=4, num_key_value_heads=2)
+    config = HybridConfig.tiny(vocab_size=64, pattern="*", num_attention_heads=4, num_key_value_heads=2)
     layer, generator = Attention(config), torch.Generator().manual_seed(sum(starts))
     for parameter in layer.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) / 8
     x = torch.randn(2, 140, config.hidden_size, generator=generator)
-    state, cache = KeyValues(config, 2, 140, torch.float32), Cache(config, 2, 140)
-    cache.layers = [state]
+    cache = Cache(config, 2, 140)
+    (state,) = cache.layers
     with torch.inference_mode():
         full = layer(x)
         for row, start in enumerate(starts):

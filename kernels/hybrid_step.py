@@ -1,0 +1,145 @@
+"""New positions of running sequences through all layers of a hybrid model, in one compiled call.
+
+One token's arithmetic takes less time than starting the library calls it would be made of: a step here is a loop over a table of layers, and nothing
+returns to Python in between. The same call reads prompts, a few hundred positions at a time.
+
+Every number of the result is a sum in an order of its own row's: neighbours in the batch, the pieces a prompt is read in and the number of threads
+change nothing, bit for bit.
+
+Shapes: A sequences, M rows (all their new positions, one after another), D hidden size.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from kernels.attention_step import attention_step
+from kernels.experts_step import experts_step, mlp, route
+from kernels.lanes import JIT
+from kernels.mamba_step import mamba_step
+from kernels.skinny import as_words, linear, padded
+
+MAMBA, ATTENTION, EXPERTS, MLP, JOIN = range(5)
+# a layer is a row of `table`: its kind, which of the cache's layers it is, and where its parts begin, in `small` or in `words`
+KIND, STATE, NORM, SMALL, IN, OUT, EACH, TO_LATENT, FROM_LATENT = range(9)
+COLUMNS = 9
+
+
+class Sizes(NamedTuple):
+    hidden: int
+    mamba_heads: int
+    mamba_width: int
+    state_size: int
+    groups: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_inner: int
+    experts: int
+    choices: int
+    normalised: int  # whether a row's expert weights are brought to one sum
+    expert_inner: int
+    expert_width: int
+    latent: int  # whether that width is another than `hidden`
+    shared_inner: int
+    slots: int  # of the cache
+    room: int  # positions a slot has room for
+
+
+@njit(**JIT)
+def rms_norm(x, small, at, width, eps):
+    """x / rms(x) * weight of rows `width` long."""
+    out = np.empty(len(x), np.float32)
+    weight = small[at:at + width]
+    for m in range(len(x) // width):
+        row, to = x[m * width:(m + 1) * width], out[m * width:(m + 1) * width]
+        squares = np.float32(0.0)
+        for i in range(width):
+            squares += row[i] * row[i]
+        scale = np.float32(1.0) / np.sqrt(squares / np.float32(width) + eps)
+        for i in range(width):
+            to[i] = row[i] * scale * weight[i]
+    return out
+
+
+@njit(**JIT)
+def add(x, y, width, stride):
+    """x += y, whose rows are `stride` apart."""
+    for m in range(len(x) // width):
+        row, more = x[m * width:(m + 1) * width], y[m * stride:m * stride + width]
+        for i in range(width):
+            row[i] += more[i]
+
+
+@njit(**JIT)
+def step(x, ahead, starts, slots, past, words, small, table, final_norm, conv, ssm, keys, values, later_inputs, later_states, keep, later, later_rows,
+         sizes, eps, scaling):
+    """Hidden states after the final norm, float32 [M, D] flat. x: the rows' embeddings (of a draft block: hidden states, `ahead` the embeddings), which
+    are written over; starts [A+1], slots [A], past [A]: each sequence's first row, slot, and tokens so far. `keep`: Mamba states stay as they are, those
+    after every position go to later_*, which hold `later_rows` rows a layer, from row `later` on."""
+    hidden = sizes.hidden
+    rows = starts[-1]
+    for layer in range(len(table)):
+        row = table[layer]
+        if row[KIND] == JOIN:
+            x = _join(x, ahead, words, small, row, hidden, eps)
+            continue
+        normed = rms_norm(x, small, row[NORM], hidden, eps)
+        inputs = as_words(normed, words)
+        places = slots + row[STATE] * sizes.slots
+        if row[KIND] == MAMBA:
+            inner = sizes.mamba_heads * sizes.mamba_width
+            wide = 2 * inner + 2 * sizes.groups * sizes.state_size + sizes.mamba_heads
+            projected = linear(words, row[IN], inputs, rows, hidden, wide)
+            mixed = mamba_step(projected, padded(wide), starts, places, small, row[SMALL], conv, ssm, sizes, eps, keep, later_inputs, later_states,
+                               row[STATE] * later_rows + later)
+            add(x, linear(words, row[OUT], as_words(mixed, words), rows, inner, hidden), hidden, padded(hidden))
+        elif row[KIND] == ATTENTION:
+            inner = sizes.query_heads * sizes.head_dim
+            wide = inner + 2 * sizes.kv_heads * sizes.head_dim
+            qkv = linear(words, row[IN], inputs, rows, hidden, wide)
+            mixed = attention_step(qkv, padded(wide), starts, places, past, keys, values, sizes)
+            add(x, linear(words, row[OUT], as_words(mixed, words), rows, inner, hidden), hidden, padded(hidden))
+        elif row[KIND] == EXPERTS:
+            _experts(x, normed, inputs, words, small, row, sizes, scaling)
+        else:
+            add(x, mlp(words, row[IN], row[OUT], inputs, rows, hidden, sizes.mlp_inner, hidden), hidden, padded(hidden))
+    return rms_norm(x, small, final_norm, hidden, eps)
+
+
+@njit(**JIT)
+def _experts(x, normed, inputs, words, small, row, sizes, scaling):
+    """x += the routed experts and the shared one."""
+    hidden, rows, width = sizes.hidden, len(x) // sizes.hidden, sizes.expert_width
+    chosen, shares = route(normed, small, row[SMALL], rows, sizes, scaling)
+    if sizes.latent:
+        narrow = _compact(linear(words, row[TO_LATENT], inputs, rows, hidden, width), rows, width)
+        routed = experts_step(words, row[EACH], as_words(narrow, words), chosen, shares, sizes)
+        add(x, linear(words, row[FROM_LATENT], as_words(routed, words), rows, width, hidden), hidden, padded(hidden))
+    else:
+        add(x, experts_step(words, row[EACH], inputs, chosen, shares, sizes), hidden, hidden)
+    add(x, mlp(words, row[IN], row[OUT], inputs, rows, hidden, sizes.shared_inner, hidden), hidden, padded(hidden))
+
+
+@njit(**JIT)
+def _compact(y, rows, width):
+    """Rows without the padding behind them."""
+    out, stride = np.empty(rows * width, np.float32), padded(width)
+    for m in range(rows):
+        out[m * width:(m + 1) * width] = y[m * stride:m * stride + width]
+    return out
+
+
+@njit(**JIT)
+def _join(x, ahead, words, small, row, hidden, eps):
+    """What a draft block starts from: a projection of [norm(embedding) | norm(hidden state)]; their weights follow one another in `small`."""
+    rows = len(x) // hidden
+    left, right = rms_norm(ahead, small, row[NORM], hidden, eps), rms_norm(x, small, row[NORM] + hidden, hidden, eps)
+    both = np.empty(2 * rows * hidden, np.float32)
+    for m in range(rows):
+        both[2 * m * hidden:(2 * m + 1) * hidden] = left[m * hidden:(m + 1) * hidden]
+        both[(2 * m + 1) * hidden:(2 * m + 2) * hidden] = right[m * hidden:(m + 1) * hidden]
+    return _compact(linear(words, row[IN], as_words(both, words), rows, 2 * hidden, hidden), rows, hidden)
