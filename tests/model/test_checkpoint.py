@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model import HybridConfig, HybridLM
+from model.checkpoint import disk_names
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = HybridConfig.tiny(vocab_size=64, hidden_size=32, pattern="ME*-", mamba_num_heads=2, mamba_head_dim=32, ssm_state_size=16, n_routed_experts=4,
@@ -90,6 +91,50 @@ def test_transformers_reads_our_shards(tmp_path):
     assert not notes["missing_keys"] and not notes["mismatched_keys"]
     assert torch.equal(theirs.lm_head.weight, lm.lm_head.weight)
     assert torch.equal(theirs.model.layers[1].mixer.experts.down_proj, lm.layers[1].mixer.experts.down_proj)
+
+
+@pytest.mark.parametrize("shard", ["5GB", "30KB"])
+def test_we_read_what_transformers_writes(tmp_path, shard):
+    """Its config's spelling, its shards, its dtype; what it does not know (MTP) is not in its folders."""
+    transformers = pytest.importorskip("transformers")
+    config = replace(CONFIG, mtp_depth=0)
+    HybridLM(config, seed=7).save_pretrained(tmp_path / "ours")
+    theirs = transformers.NemotronHForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.bfloat16)
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size=shard)
+    assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > (shard == "30KB")
+    loaded = HybridLM.from_pretrained(tmp_path / "theirs", dtype=None)
+    assert loaded.config == config and loaded.lm_head.weight.dtype == torch.bfloat16
+    loaded.save_pretrained(tmp_path / "again")
+    again, notes = transformers.NemotronHForCausalLM.from_pretrained(tmp_path / "again", dtype=torch.bfloat16, output_loading_info=True)
+    assert not notes["missing_keys"] and not notes["unexpected_keys"]
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_a_file_of_several_dtypes_keeps_them(folder, tmp_path_factory):
+    kept = {"A_log": torch.float32, "D": torch.float64, "norm_f.weight": torch.float16}
+
+    def change(tensors):
+        for name in tensors:
+            tensors[name] = tensors[name].to(next((dtype for end, dtype in kept.items() if name.endswith(end)), tensors[name].dtype if "e_score" in name else torch.bfloat16))
+
+    rewrite(folder, change)
+    again = tmp_path_factory.mktemp("again")
+    HybridLM.from_pretrained(folder, dtype=None).save_pretrained(again)
+    before, after = load_file(folder / "model.safetensors"), load_file(again / "model.safetensors")
+    assert before.keys() == after.keys() and {str(tensor.dtype) for tensor in after.values()} == {"torch.float64", "torch.float32", "torch.float16", "torch.bfloat16"}
+    assert all(tensor.dtype == after[name].dtype and torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_supers_tensors_have_the_released_names():
+    """By kind, as counted from the configuration: 1040 of them are MTP's."""
+    with torch.device("meta"):
+        lm = HybridLM(HybridConfig.super())
+    names = [name for name, _ in disk_names(lm)]
+    body = 40 * 9 + 8 * 5 + 40 * (1 + 2 + 2 + 2 + 512 * 2) + 3  # M, *, E (norm, router, shared, latent, experts), and embeddings, norm_f, head
+    assert len([name for name in names if name.startswith("mtp.")]) == 1040 and len(names) == len(set(names)) == body + 1040
+    assert {"backbone.embeddings.weight", "backbone.norm_f.weight", "lm_head.weight", "backbone.layers.0.mixer.conv1d.bias", "backbone.layers.1.mixer.fc1_latent_proj.weight",
+            "backbone.layers.1.mixer.experts.511.down_proj.weight", "backbone.layers.7.mixer.o_proj.weight", "backbone.layers.1.mixer.gate.e_score_correction_bias"} <= set(names)
 
 
 def test_released_folders_load_as_they_are(tmp_path):
