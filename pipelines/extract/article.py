@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels import html_blocks as html
-from pipelines.extract.layout import Layout, inherited
+from pipelines.extract.layout import Layout, holds_page, inherited
 from pipelines.extract.vocabulary import CUE_NAMES, DISCUSSION, ROOT, TAG_ID, mention_bits
 
 SET_APART_TAGS = ("figcaption", "footer", "form", "dialog", "aside", "noscript")
 SET_APART_CUES = ("caption", "byline", "newsletter", "consent", "legal", "footer")
-PAGE_SHARE = 0.4  # of the page's characters or running text: a container with more is the page, and its cues ("has-comments") say nothing of what is inside
 CORE_SHARE = 0.8  # of the running text that stands together
 TOGETHER = 0.3  # of all running text: if less has a neighbour of its kind, the page's template wraps each paragraph on its own
 FEWEST_BLOCKS = 3  # of a core
@@ -37,7 +36,7 @@ class Article:
 def find_article(page: Layout, odds: np.ndarray) -> Article | None:
     """The article that the page is, if it is one; `odds` float64 [B] are those of each block alone to be text."""
     blocks, node = page.blocks, page.blocks[:, html.NODE]
-    apart = _set_apart(page)[node]
+    apart = _set_apart(page)[node] | ((page.block_cues & _CAPTION) > 0)
     core = _core(page, np.where(apart, 0, blocks[:, html.LONG]))
     before, after = node < core, node >= page.nodes[core, html.LAST]
     beside = apart | before | after
@@ -46,7 +45,7 @@ def find_article(page: Layout, odds: np.ndarray) -> Article | None:
     if inside[:, html.LONG].sum() < LEAST or likely[:, html.LONG].sum() < RUNNING_SHARE * likely[:, html.CHARACTERS].sum():
         return None
     linked = blocks[:, html.LINK_CHARACTERS] / blocks[:, html.CHARACTERS]
-    return Article(APART * apart + AFTER * after + BEFORE * before + LINKED * linked, beside | (linked > MOST_LINKED))
+    return Article(APART * apart + AFTER * after + BEFORE * before + LINKED * linked, beside | (linked > MOST_LINKED) & (page.items[node] == 0))
 
 
 def _bits(names: tuple[str, ...]) -> np.uint64:
@@ -54,13 +53,14 @@ def _bits(names: tuple[str, ...]) -> np.uint64:
 
 
 _APART_TAGS = np.isin(np.arange(ROOT + 1), [TAG_ID[name] for name in SET_APART_TAGS])
+_CAPTION = _bits(("caption",))
 _APART_CUES, _COMMENT, _FORUM = _bits(SET_APART_CUES), _bits(("comment",)), _bits(("forum",))
 
 
 def _set_apart(page: Layout) -> np.ndarray:
     """bool [N]: the containers that are set apart from the text, and all inside them."""
     nodes, cues, sums = page.nodes, page.node_cues, page.sums
-    of_page = (sums[:, html.CHARACTERS] >= PAGE_SHARE * sums[0, html.CHARACTERS]) | (sums[:, html.LONG] >= PAGE_SHARE * max(sums[0, html.LONG], 1))
+    of_page = holds_page(page)
     apart = ~of_page & (_APART_TAGS[nodes[:, html.TAG]] | ((cues & _APART_CUES) > 0))
     if not page.mentions & mention_bits(DISCUSSION) and not (cues[of_page] & _FORUM).any():
         apart |= ((cues & _COMMENT) > 0) & ~_around_headline(page) & (sums[:, html.LONG] < sums[0, html.LONG])

@@ -54,12 +54,13 @@ def complete(page: Layout, keep: np.ndarray) -> np.ndarray:
 def with_headings(page: Layout, keep: np.ndarray, probability: np.ndarray) -> np.ndarray:
     """`keep` with the headings that stand over a kept block and without those that do not ("Related"), nor the headline: it is the page's title.
     Running text that looks like a heading is none, but a lead."""
-    heading = np.isin(page.nodes[page.blocks[:, html.NODE], html.TAG], _HEADINGS) & (page.blocks[:, html.LONG] == 0)
+    tag = page.nodes[page.blocks[:, html.NODE], html.TAG]
+    headline = (tag == TAG_ID["h1"]) & (np.cumsum(tag == TAG_ID["h1"]) == 1)
+    heading = np.isin(tag, _HEADINGS) & (page.blocks[:, html.LONG] == 0) | headline
     prose = np.flatnonzero(~heading)
     if not keep[prose].any():
         return keep
     headed = np.append(keep[prose], False)[np.searchsorted(prose, np.arange(len(keep)))]
-    headline = heading & (page.nodes[page.blocks[:, html.NODE], html.TAG] == TAG_ID["h1"])
     return np.where(heading, headed & (keep | (probability > _HEADING_LIKELY)) & ~headline, keep)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.html_blocks import COLUMNS, build, inherit, sum_subtrees
+from kernels.html_blocks import CHARACTERS, COLUMNS, LONG, build, inherit, sum_subtrees
 from kernels.html_mentions import mentions
 from kernels.html_text import place
 from kernels.html_tokens import PADDING, tokenize
@@ -66,6 +66,15 @@ def lay_out(html: bytes) -> Layout:
     return Layout(
         html, data, said, events, nodes, node_cues[:node_count], blocks, block_cues[:block_count], sums, *places
     )
+
+
+PAGE_SHARE = 0.4  # of the page's characters or of its running text, from which a container is the page
+
+
+def holds_page(page: Layout) -> np.ndarray:
+    """bool [N]: the containers that hold a good part of the page. Their cues ("has-sidebar", "comments-open") say nothing of what is inside."""
+    characters, running = page.sums[:, CHARACTERS], page.sums[:, LONG]
+    return (characters >= PAGE_SHARE * characters[0]) | (running >= PAGE_SHARE * max(running[0], 1))
 
 
 def inherited(nodes: np.ndarray, own: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 Text is long, in sentences and poor in links, and so are the containers around it; what surrounds text says so in its tags and class names
 (`vocabulary.CUES`). Each of these is worth some log-odds, given below; they are added up, and a block then leans towards its neighbours.
-A container that holds a good part of the page's text is the page: its cues ("has-sidebar", "with-header") say nothing of what is inside.
 
 No program fitted these numbers. A person set them, and changed a few after seeing what `benchmarks/extraction.py` said of every second page of its sets.
 """
@@ -11,7 +10,7 @@ import numpy as np
 
 from kernels import html_blocks as html
 from kernels.html_blocks import widening
-from pipelines.extract.layout import Layout, inherited
+from pipelines.extract.layout import Layout, holds_page, inherited
 from pipelines.extract.vocabulary import CUE_NAMES, ROOT, TAG_ID
 
 BIAS = -2.0
@@ -21,7 +20,6 @@ LINKS = (-4.0, -2.0, -1.0)  # the share of characters in links: of the block, an
 RUNNING = 1.0  # the share of the page's running text in these two
 MAJORITY, CORE = 1.2, 1.0  # inside the innermost container of half, of nine tenths, of the page's running text
 LEAN, REACH = 1.0, 3  # towards what the blocks up to REACH before and after are
-PAGE_SHARE = 0.4  # of the page's characters, from which a container's cues count no more
 
 TAGS = {
     "article": 0.8, "main": 0.8, "p": 0.8, "blockquote": 0.5, "pre": 1.0, "h1": 0.5, "h2": 0.5, "h3": 0.5, "nav": -4, "footer": -3, "dialog": -3, "aside": -2.5,
@@ -90,8 +88,7 @@ def _containers(page: Layout) -> np.ndarray:
 
 def _signs(page: Layout) -> np.ndarray:
     nodes, node = page.nodes, page.blocks[:, html.NODE]
-    is_page = page.sums[:, html.CHARACTERS] >= PAGE_SHARE * page.sums[0, html.CHARACTERS]
-    cues = inherited(nodes, np.where(is_page, np.uint64(0), page.node_cues))[node] | page.block_cues
+    cues = inherited(nodes, np.where(holds_page(page), np.uint64(0), page.node_cues))[node] | page.block_cues
     tags = inherited(nodes, _TAG_BITS[nodes[:, html.TAG]])[node]
     return _worth(tags, _TAG_WORTH) + _worth(cues, _CUE_WORTH)
 

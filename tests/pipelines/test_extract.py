@@ -156,6 +156,7 @@ def test_an_article_ends_where_its_container_does(beside):
     [
         "<figure><img src=a.jpg><figcaption>{}</figcaption></figure>",
         "<div class=wp-caption>{}</div>",
+        "<p><span class=caption>{}</span></p>",
         "<div class=author-box><p>{}</p></div>",
         "<p class=newsletter-signup>{}</p>",
         "<p><a href=/other>{}</a></p>",
@@ -177,6 +178,8 @@ def test_comments_stay_where_the_page_is_a_discussion():
 def test_headings_stand_and_fall_with_what_they_head():
     page = kept(f"<h1>Bridge</h1><h2>Old</h2><h3>1900</h3><p>{PARAGRAPH * 2}<h2>New</h2><p>{PARAGRAPH * 3}<h2>Related</h2><ul><li><a href=a>One</a><li><a href=b>Two</a></ul>")
     assert [line for line in page.split("\n") if line and PARAGRAPH[:20] not in line] == ["Old", "1900", "New"]
+    sections = "".join(f"<h1>{name}</h1><p>{PARAGRAPH * 3}" for name in ("Title", "First", "Second"))
+    assert [line for line in kept(sections).split("\n") if line and PARAGRAPH[:20] not in line] == ["First", "Second"], "the first is the title"
     assert kept("<h1>Alone</h1>") == "Alone", "no article: nothing is left out"
 
 
