@@ -9,6 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from filters import datatrove_filters
+from filters.datatrove_filters import Verdict
+from filters.edits import Edit
 from filters.language import detect
 from filters.pii import find_pii
 from filters.rules import decide
@@ -37,8 +39,10 @@ def judge(rows: list[dict[str, Any]], recipe: CurateRecipe) -> tuple[pa.Table, p
             row.update(text=result.texts[index], edits=result.edits[index], pii=find_pii(result.texts[index]))
         row.update(language=languages[index], language_score=float(scores[index]), measured=index, reason=reasons[index], detail=details[index])
     staying = [row for row in alive if not row["reason"]]
-    for row, (reason, detail) in zip(staying, datatrove_verdicts(staying, recipe), strict=True):
-        row.update(reason=reason, detail=detail)
+    for row, verdict in zip(staying, datatrove_verdicts(staying, recipe), strict=True):
+        row.update(reason=verdict.reason, detail=verdict.detail)
+        if not verdict.reason and verdict.text != row["text"]:
+            row.update(edits=[*row["edits"], _between("datatrove", row["text"], verdict.text)], text=verdict.text, pii=find_pii(verdict.text))
     kept, rejected = [row for row in rows if not row["reason"]], [row for row in rows if row["reason"]]
     return _table(kept, signals, KEPT_SCHEMA), _table(rejected, signals, REJECTED_SCHEMA)
 
@@ -57,15 +61,26 @@ def verdicts(signals: pa.StructArray, languages: Sequence[str], licences: Sequen
     return reasons, details
 
 
-def datatrove_verdicts(rows: Sequence[dict[str, Any]], recipe: CurateRecipe) -> list[tuple[str, str]]:
-    """(reason, detail) of rows with id, text, url and language, by the first of the recipe's datatrove filters that drops them."""
-    found = [("", "")] * len(rows)
+def datatrove_verdicts(rows: Sequence[dict[str, Any]], recipe: CurateRecipe) -> list[Verdict]:
+    """What the recipe's datatrove filters make of rows with id, text, url and language: each sees what those before it left, up to the one that drops it."""
+    found = [Verdict("", "", row["text"]) for row in rows]
     for step in recipe.datatrove:
-        staying = [place for place, (reason, _) in enumerate(found) if not reason]
-        judged = datatrove_filters.judge(datatrove_filters.load(step.filter, step.params), [rows[place] for place in staying])
-        for place, verdict in zip(staying, judged, strict=True):
+        staying = [place for place, verdict in enumerate(found) if not verdict.reason]
+        left = [{**rows[place], "text": found[place].text} for place in staying]
+        for place, verdict in zip(staying, datatrove_filters.judge(datatrove_filters.load(step.filter, step.params), left), strict=True):
             found[place] = verdict
     return found
+
+
+def _between(kind: str, before: str, after: str) -> Edit:
+    """The part of a text outside of which nothing changed."""
+    start = _alike(before, after)
+    return Edit(kind, start, len(before) - _alike(before[start:][::-1], after[start:][::-1]))
+
+
+def _alike(one: str, other: str) -> int:
+    """Characters that both begin with."""
+    return next((place for place, (mine, theirs) in enumerate(zip(one, other, strict=False)) if mine != theirs), min(len(one), len(other)))
 
 
 def _table(rows: list[dict[str, Any]], signals: pa.StructArray, schema: pa.Schema) -> pa.Table:

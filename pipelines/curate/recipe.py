@@ -43,7 +43,7 @@ class OwnRuleText(Recipe):
 
 
 class DatatroveStep(Recipe):
-    """One of datatrove's own filters, by class name and arguments."""
+    """One of datatrove's own filters by class name, or another by module.Class, and its arguments."""
 
     filter: str
     params: dict[str, Any] = {}

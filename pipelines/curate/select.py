@@ -1,7 +1,7 @@
 """Selection: other rules over a curated dataset, from its signals alone, in seconds.
 
 Every row that curation measured is judged again, the kept and the refused alike; rows that never had a text (unreadable,
-not HTML) stay refused for their old reason. Text is copied, never touched.
+not HTML) stay refused for their old reason. Text is copied, never touched: where a datatrove filter would edit it, its verdict counts alone.
 """
 
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ def judge(table: pa.Table, recipe: CurateRecipe) -> tuple[pa.Table, pa.Table]:
         staying = np.flatnonzero([not reason for reason in judged])
         texts = rows.take(pa.array(staying)).select(["id", "text", "url", "language"]).to_pylist()
         for row, verdict in zip(staying.tolist(), datatrove_verdicts(texts, recipe), strict=True):
-            judged[row], why[row] = verdict
+            judged[row], why[row] = verdict.reason, verdict.detail
     for row, reason, detail in zip(measured.tolist(), judged, why, strict=True):
         reasons[row], details[row] = reason, detail
     keep = pa.array([not reason for reason in reasons])

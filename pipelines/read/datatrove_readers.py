@@ -1,14 +1,17 @@
 """datatrove's own readers as the input of a recipe, so that what a team already has goes on working.
 
-A recipe names a class of `datatrove.pipeline.readers` that reads files, and its arguments; its documents become records like any others.
-What the reader would pass over with a word in its log (documents without text) or die of (a file that breaks) is a row with a reason.
+A recipe names a class of `datatrove.pipeline.readers` that reads files, or one of the team's own by its dotted path, and its arguments; its documents
+become records like any others. What the reader would pass over in silence (captures it takes no page from), with a word in its log (documents without
+text), or die of (a file that breaks) is a row with a reason.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
+from filters.datatrove_filters import find_class
 from pipelines.read.record import MAX_BODY, Record, identify
 from pipelines.read.tables import row_record
 
@@ -46,13 +49,9 @@ def read_documents(name: str, params: Mapping[str, Any], uri: str, html: bool = 
 
 
 def _build(name: str, params: Mapping[str, Any], folder: str) -> Any:
-    import datatrove.pipeline.readers as known
     from datatrove.pipeline.readers.base import BaseDiskReader
 
-    cls = getattr(known, name, None)
-    if not (isinstance(cls, type) and issubclass(cls, BaseDiskReader)):
-        names = sorted(other for other, value in vars(known).items() if isinstance(value, type) and issubclass(value, BaseDiskReader))
-        raise ValueError(f"datatrove has no reader of files {name}; known: {', '.join(names)}")
+    cls = find_class(name, "datatrove.pipeline.readers", BaseDiskReader, "reader of files")
     if taken := sorted({"data_folder", "paths_file", "limit", "skip"} & params.keys()):
         raise ValueError(f"datatrove's {name}: no {taken[0]} here: the files are the command's inputs, and a part is read whole")
     try:
@@ -62,7 +61,7 @@ def _build(name: str, params: Mapping[str, Any], folder: str) -> Any:
 
 
 class _Losses:
-    """What a reader drops: documents without text, as it makes them; anything else as it warns of it in its log."""
+    """What a reader drops: documents without text, as it makes them; captures, as WarcReader judges them; anything else as it warns of it in its log."""
 
     def __init__(self, reader: Any):
         self.found: list[tuple[str, str]] = []
@@ -77,16 +76,26 @@ class _Losses:
 
     @contextmanager
     def heard(self) -> Iterator[None]:
+        from datatrove.pipeline.readers import warc as theirs
         from datatrove.utils.logging import logger
+
+        process = theirs.process_record
 
         def hear(message: Any) -> None:
             text = message.record["message"]
             if not text.startswith("Found document without text"):
                 self.found.append(("broken", text))
 
+        def judged(record: Any) -> Any:
+            page = process(record)
+            if page is None and record.rec_type not in ("warcinfo", "request", "metadata"):
+                self.found.append(("passed_over", f"datatrove takes no page from {record.rec_type} {record.rec_headers.get_header('WARC-Target-URI')}"))
+            return page
+
         number = logger.add(hear, level="WARNING", filter="datatrove.pipeline.readers")
         try:
-            yield
+            with patch.object(theirs, "process_record", judged):
+                yield
         finally:
             logger.remove(number)
 

@@ -4,6 +4,7 @@ import io
 import json
 
 import pytest
+from datatrove.pipeline.filters.base_filter import BaseFilter
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
@@ -168,6 +169,34 @@ def test_datatroves_filters_are_steps_of_a_recipe(tmp_path):
     assert dataset.reasons == {**plain.reasons, "datatrove.RegexFilter": 1} and dataset.rows == plain.rows - 1
     with pytest.raises(UserError, match="datatrove has no filter Regex;"):
         load_recipe(CurateRecipe, {"datatrove": [{"filter": "Regex"}]})
+
+
+class Headlines(BaseFilter):
+    """A filter of a team's own that edits: the first line goes."""
+
+    def filter(self, doc):
+        doc.text = doc.text.partition("\n\n")[2]
+        return True
+
+
+def test_what_a_datatrove_filter_leaves_is_what_is_kept_and_the_next_one_sees(tmp_path):
+    crawl = _write(tmp_path / "c.warc.gz", PAGES[:1])
+    steps = [{"filter": f"{__name__}.Headlines"}, {"filter": "RegexFilter", "params": {"regex_exp": "The old bridge"}}]
+    (before,) = curate([crawl], RECIPE, str(tmp_path / "plain")).scan().collect().to_dicts()
+    (after,) = curate([crawl], load_recipe(CurateRecipe, {**RECIPE.model_dump(), "datatrove": steps}), str(tmp_path / "out")).scan().collect().to_dicts()
+    assert before["text"].startswith("The old bridge") and after["text"] == before["text"].partition("\n\n")[2]
+    (edit,) = after["edits"]
+    assert edit["kind"] == "datatrove" and before["text"][: edit["start"]] + before["text"][edit["end"] :] in (after["text"], "")
+
+
+def test_captures_that_datatroves_reader_passes_over_are_rows(tmp_path):
+    pytest.importorskip("cchardet")
+    pytest.importorskip("magic")
+    crawl = _write(tmp_path / "c.warc.gz", [*PAGES[:2], ("http://a.org/i.png", b"\x89PNG\r\n\x1a\n" + bytes(99), "200 OK", "image/png")])
+    recipe = load_recipe(CurateRecipe, {"families": [], "datatrove_reader": {"reader": "WarcReader", "html": True}})
+    dataset = curate([crawl], recipe, str(tmp_path / "out"))
+    assert dataset.rows == 2 and dataset.reasons == {"read.passed_over": 1}
+    assert "http://a.org/i.png" in dataset.scan_rejected().collect()["detail"][0]
 
 
 def test_datatroves_readers_are_inputs_of_a_recipe(tmp_path):
