@@ -77,15 +77,15 @@ def fresh_model(spec: ModelSpec, vocab_size: int, seed: int) -> HybridLM:
         raise UserError(f"model.overrides: {error}") from None
 
 
-def load_model(folder: str | Path) -> tuple[HybridLM, Tokenizer]:
-    """A model folder's weights (fp32 masters) and tokenizer."""
+def load_model(folder: str | Path, **how: torch.dtype | None) -> tuple[HybridLM, Tokenizer]:
+    """A model folder's weights (fp32 masters, unless `how` says otherwise, as `HybridLM.from_pretrained` takes it) and tokenizer."""
     folder = Path(folder)
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} is not a model folder: it has no config.json")
     if not (folder / "tokenizer.json").exists():
         raise UserError(f"{folder} has no tokenizer.json")
     try:
-        return HybridLM.from_pretrained(folder), load_tokenizer(folder / "tokenizer.json")
+        return HybridLM.from_pretrained(folder, **how), load_tokenizer(folder / "tokenizer.json")
     except ValueError as error:
         raise UserError(str(error)) from None
 

@@ -1,6 +1,6 @@
 """Verbs over models: pretrain, sft, rl, eval, serve."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -151,23 +151,29 @@ def serve(
     queue: Annotated[int, typer.Option("--queue", min=0, help="Sequences that may wait for a slot; beyond it clients get 429.")] = 256,
     max_body: Annotated[int, typer.Option("--max-body", min=1, help="Bytes of a request's body.", metavar="BYTES")] = 4 << 20,
     key_env: Annotated[str, typer.Option("--api-key-env", help="Variable that holds the key clients must send, if any.", metavar="NAME")] = "GRISTMILL_API_KEY",
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(
+        "--dtype", help="float32: a seed's answer is the same alone and in a crowd. bfloat16: faster, and weights stay as the folder has them.")] = "float32",
+    prefixes: Annotated[int, typer.Option("--prefix-memory", min=0, help="For beginnings of prompts that come again.", metavar="BYTES")] = 0,
     drain: Annotated[int, typer.Option("--drain", min=0, help="Seconds that running requests have to end in when the server is told to stop.")] = 60,
     quiet: Quiet = False,
 ) -> None:
     """Serve a model over an OpenAI-compatible API (/v1/chat/completions, /v1/completions, /v1/models), with /health and /metrics (Prometheus).
 
-    Streaming, logprobs, seeds, stop strings, thinking as `reasoning_content` and `thinking_budget` work with the official clients. On SIGTERM or Ctrl-C
-    no new connection is taken, and what is being written is finished.
+    Streaming, tools, logprobs, seeds, stop strings, JSON schemas, thinking as `reasoning_content` and `thinking_budget` work with the official clients;
+    docs/serving.md has every field. On SIGTERM or Ctrl-C no new connection is taken, and what is being written is finished.
 
     Examples:
 
         gristmill serve runs/first/rl/model --port 8000
 
         GRISTMILL_API_KEY=secret gristmill serve runs/first/rl/model --host 0.0.0.0 --queue 32 --max-tokens 512
+
+        gristmill serve runs/first/rl/model --dtype bfloat16 --max-length 8192 --prefix-memory 500000000
     """
     import os
     from pathlib import Path
 
+    import torch
     import uvicorn
 
     from flows.console import err
@@ -175,11 +181,10 @@ def serve(
     from model.serving import Limits, create_app
     from training.setup import load_model
 
-    lm, tokenizer = load_model(model)
-    lm.eval()
+    lm, tokenizer = load_model(model, **({"dtype": None, "compute_dtype": torch.bfloat16} if dtype == "bfloat16" else {}))
     label = name or Path(model).resolve().name
-    app = create_app(Engine(lm, tokenizer, max_slots=slots, max_length=max_length), label, limits=Limits(body_bytes=max_body, tokens=max_tokens, queue=queue),
-                     key=os.environ.get(key_env) or None)
+    engine = Engine(lm, tokenizer, max_slots=slots, max_length=max_length, prefix_bytes=prefixes)
+    app = create_app(engine, label, limits=Limits(body_bytes=max_body, tokens=max_tokens, queue=queue), key=os.environ.get(key_env) or None)
     if not quiet:
         err.print(f"{label} at http://{host}:{port}/v1 (Ctrl-C stops)", markup=False)
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=drain)

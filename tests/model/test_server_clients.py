@@ -263,7 +263,7 @@ def test_a_server_told_to_stop_finishes_what_it_began(toy, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "flows.cli", "serve", str(tmp_path / "toy"), "--port", str(port), "--max-length", "1000", "--quiet"], cwd=ROOT,
+    process = subprocess.Popen([sys.executable, "-m", "flows.cli", "serve", str(tmp_path / "toy"), "--port", str(port), "--max-length", "1000", "--dtype", "bfloat16", "--prefix-memory", "1000000", "--quiet"], cwd=ROOT,
                                env=os.environ | {"GRISTMILL_API_KEY": "secret"})
     try:
         address = f"http://127.0.0.1:{port}"
