@@ -11,6 +11,7 @@ import brotli
 import pyarrow as pa
 
 _CHUNK_SIZE = re.compile(rb"\s*([0-9a-fA-F]{1,8})[^\r\n]{0,256}\r?\n")
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")  # the escape begins Japanese text in ISO 2022
 _STEP = 1 << 16
 MOST_ENCODINGS = 4  # a stream that inflates to itself would otherwise be inflated as often as a header has room for
 
@@ -60,12 +61,17 @@ def inflate(body: bytes, encoding: str, limit: int) -> bytes:
     if encoding in ("gzip", "x-gzip"):
         return _zlib(body, 31, limit) if body[:2] == b"\x1f\x8b" else body
     if encoding == "deflate":
-        return _zlib(body, 15, limit) or _zlib(body, -15, limit) or body
+        return _zlib(body, 15, limit) or _zlib(body, -15, limit) or _text(body)
     if encoding == "br":
-        return _brotli(body, limit) or body
+        return _brotli(body, limit) or _text(body)
     if encoding == "zstd":
         return _zstd(body, limit) if body[:4] == b"\x28\xb5\x2f\xfd" else body
     return body
+
+
+def _text(body: bytes) -> bytes:
+    """What claims an encoding without a magic number and inflates to nothing: text that never was encoded, or a capture cut too short to tell."""
+    return b"" if _CONTROL.search(body, 0, 512) else body
 
 
 def _zlib(body: bytes, window_bits: int, limit: int) -> bytes:

@@ -7,6 +7,7 @@ from pipelines.read.framing import LONGEST_HEADER, Grammar, Head
 from pipelines.read.record import Record, identify
 
 _PAGES = ("response", "resource", "conversion")
+_ABOUT = ("warcinfo", "request", "metadata")  # what is said about captures: no page, and none lost
 
 
 def _head(block: bytes) -> Head:
@@ -29,7 +30,7 @@ def _head(block: bytes) -> Head:
 def _record(head: Head, content: bytes, record: Record, max_body: int) -> Record | None:
     """The page, or the reason why there is none; None of records that are about a capture, not one."""
     fields = head.fields
-    if head.kind not in (*_PAGES, "revisit", "continuation"):
+    if head.kind in _ABOUT:
         return None
     record.record_id = fields.get("warc-record-id", "").strip("<>").removeprefix("urn:uuid:")
     if record.record_id:
@@ -43,6 +44,8 @@ def _record(head: Head, content: bytes, record: Record, max_body: int) -> Record
         return record.rejected("revisit", fields.get("warc-refers-to-target-uri") or fields.get("warc-profile") or "")
     if head.kind == "continuation":
         return record.rejected("continuation", f"segment {fields.get('warc-segment-number', '?')} of {fields.get('warc-segment-origin-id', '?')}")
+    if head.kind not in _PAGES:
+        return record.rejected("unknown_type", head.kind or "no WARC-Type")
     if len(content) == max_body + LONGEST_HEADER:
         return record.rejected("too_large", f"more than {max_body} bytes")
     if head.kind == "response" and not record.content_type.lower().startswith("text/dns"):

@@ -18,7 +18,7 @@ OUTCOMES = {
     "gzip_extra_sl.warc.gz": (1, {}, {}),
     "ipwb-broken.warc": (6, {"": 1, "read.not_html": 1}, {"length": 1}),
     "multiple-headers.warc": (1, {"": 1}, {}),
-    "block-sized-records.warc.gz": (3, {}, {}),
+    "block-sized-records.warc.gz": (3, {"read.unknown_type": 3}, {}),
     "clipped.warc.gz": (1, {"": 1}, {"cut": 1}),
     "warcfile.warc.lz4": (50, {"": 16}, {}),
     "skip-non-open.warc.gz": (10, {"": 10}, {}),
