@@ -13,14 +13,15 @@ from kernels.html_text import CODE
 from pipelines.extract.article import find_article
 from pipelines.extract.layout import Layout
 from pipelines.extract.scores import alone, among_neighbours
-from pipelines.extract.vocabulary import ROLES, TAG_ID
+from pipelines.extract.vocabulary import ROLES, ROOT, TAG_ID
 
 # The F-score's beta, squared: below 1, precision counts more. What is doubtful on the page of an article is mostly of other articles; elsewhere
 # (lists, products) the doubtful is the page's content.
 _BETA_SQUARED_ARTICLE, _BETA_SQUARED_OTHER = 0.5, 2.0
 _SHARE_KEPT = 0.3  # of the words at one path, above which all are kept
 _HEADING_LIKELY = 0.3  # of a heading over kept text, to be kept with it
-_HEADINGS = [TAG_ID[name] for name in ("h1", "h2", "h3", "h4", "h5", "h6")]
+_HEADINGS = np.zeros(ROOT + 1, bool)
+_HEADINGS[[TAG_ID[name] for name in ("h1", "h2", "h3", "h4", "h5", "h6")]] = True
 
 
 def main_text(page: Layout) -> np.ndarray:
@@ -55,13 +56,15 @@ def with_headings(page: Layout, keep: np.ndarray, probability: np.ndarray) -> np
     """`keep` with the headings that stand over a kept block and without those that do not ("Related"), nor the headline: it is the page's title.
     Running text that looks like a heading is none, but a lead."""
     tag = page.nodes[page.blocks[:, html.NODE], html.TAG]
-    headline = (tag == TAG_ID["h1"]) & (np.cumsum(tag == TAG_ID["h1"]) == 1)
-    heading = np.isin(tag, _HEADINGS) & (page.blocks[:, html.LONG] == 0) | headline
-    prose = np.flatnonzero(~heading)
+    headings = np.flatnonzero(_HEADINGS[tag] & (page.blocks[:, html.LONG] == 0))
+    prose = np.delete(np.arange(len(keep)), headings)
     if not keep[prose].any():
         return keep
-    headed = np.append(keep[prose], False)[np.searchsorted(prose, np.arange(len(keep)))]
-    return np.where(heading, headed & (keep | (probability > _HEADING_LIKELY)) & ~headline, keep)
+    keep = keep.copy()
+    headed = np.append(keep[prose], False)[np.searchsorted(prose, headings)]
+    keep[headings] = headed & (keep[headings] | (probability[headings] > _HEADING_LIKELY))
+    keep[np.flatnonzero(tag == TAG_ID["h1"])[:1]] = False
+    return keep
 
 
 def choose(page: Layout, probability: np.ndarray, beta_squared: float) -> np.ndarray:

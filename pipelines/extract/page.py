@@ -66,4 +66,5 @@ def tidy(text: str) -> str:
     """Trailing space, control characters, heading anchors and runs of blank lines go, no-break spaces become spaces; nothing else changes."""
     text = _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n").replace("\u00a0", " "))
     text = _HEADING_LINK.sub("", text) if "¶" in text else text
-    return _BLANK_LINES.sub("\n\n", _LINE_ENDS.sub("\n", text)).strip()
+    text = _LINE_ENDS.sub("\n", text) if " \n" in text or "\t\n" in text else text
+    return _BLANK_LINES.sub("\n\n", text).strip()
