@@ -159,6 +159,7 @@ def _forward(first, last, q, k, v, starts, y, partition, sizes):
     rows, values = np.empty(length * width, np.float32), np.empty(length * width, np.float32)
     columns, unused = np.zeros(width * padded, np.float32), np.empty(width * padded, np.float32)
     queries, weights, mixed = np.empty(HEADS * width, np.float32), np.empty(HEADS * padded, np.float32), np.empty(HEADS * width, np.float32)
+    share = np.empty(HEADS, np.float32)
     for task in range(first, last):
         b, j = task // kv_heads, task % kv_heads
         at = (b * length * kv_heads + j) * width
@@ -179,12 +180,13 @@ def _forward(first, last, q, k, v, starts, y, partition, sizes):
                         power = exp(row[s] - peak)
                         row[s] = power
                         total += power
-                    for s in range(end - begin):
-                        row[s] /= total
                     partition[b, t, h + r] = np.log(total) + peak
+                    share[r] = np.float32(1.0) / total
                 _mix(weights, values, begin, end, width, padded, mixed)
-                for i in range(HEADS * width):
-                    store(target, i, mixed[i])
+                for r in range(HEADS):
+                    mixed_row, out = mixed[r * width:(r + 1) * width], target[r * width:(r + 1) * width]
+                    for i in range(width):
+                        store(out, i, mixed_row[i] * share[r])
 
 
 @njit(**JIT)

@@ -64,10 +64,10 @@ def experts(x_TL: Tensor, up_EML: Tensor, down_ELM: Tensor, index_TK: Tensor, we
     flat = index_TK.reshape(-1)
     order = torch.argsort(flat, stable=True)
     loads = (torch.bincount(flat, minlength=count) if load_E is None else load_E).tolist()
+    if gemm is F.linear and runs_here(x_TL, up_EML, down_ELM, weight_TK) and x_TL.dtype == up_EML.dtype == down_ELM.dtype:
+        return _Experts.apply(x_TL, up_EML, down_ELM, weight_TK.float(), order, loads)
     place = torch.empty_like(order)
     place[order] = torch.arange(order.numel(), device=order.device)
-    if gemm is F.linear and runs_here(x_TL, up_EML, down_ELM, weight_TK) and x_TL.dtype == up_EML.dtype == down_ELM.dtype:
-        return _Experts.apply(x_TL, up_EML, down_ELM, weight_TK.float(), order, place.view(tokens, choices), loads)
     pieces = []
     for x, up, down in zip(_Gather.apply(x_TL, order, place, choices).split(loads), up_EML.unbind(0), down_ELM.unbind(0)):
         if x.shape[0]:
@@ -86,26 +86,42 @@ def _experts_dense(x_TL: Tensor, up_EML: Tensor, down_ELM: Tensor, index_TK: Ten
 
 
 class _Experts(torch.autograd.Function):
-    """The same with plain products: one node of autograd instead of six an expert, products written where they are read, no list of pieces joined."""
+    """The same with plain products: one node of autograd instead of six an expert, products written where they are read, no list of pieces joined.
+
+    Every expert has some rows to spare (`_room`), which begin as token 0's, are never gathered, and whose gradient is zero.
+    """
 
     @staticmethod
-    def forward(ctx, x_TL, up_EML, down_ELM, weight_TK, order, place_TK, loads):
-        rows_SL = x_TL.index_select(0, order // place_TK.shape[1])
-        inner_SM = _products(rows_SL, up_EML.transpose(1, 2), loads)
-        out_SL = _products(relu_squared_(inner_SM), down_ELM.transpose(1, 2), loads)
+    def forward(ctx, x_TL, up_EML, down_ELM, weight_TK, order, loads):
+        rooms = [_room(load) for load in loads]
+        spare = torch.tensor([0, *rooms[:-1]]).cumsum(0) - torch.tensor([0, *loads[:-1]]).cumsum(0)  # rows left over by the experts before
+        rows = torch.arange(order.numel()) + spare.repeat_interleave(torch.tensor(loads))
+        place_TK, token_S = torch.empty(weight_TK.shape, dtype=torch.int64), torch.zeros(sum(rooms), dtype=torch.int64)
+        place_TK.view(-1)[order] = rows
+        token_S[rows] = order // place_TK.shape[1]
+        rows_SL = x_TL.index_select(0, token_S)
+        inner_SM = _products(rows_SL, up_EML.transpose(1, 2), rooms)
+        out_SL = _products(relu_squared_(inner_SM), down_ELM.transpose(1, 2), rooms)
         ctx.save_for_backward(rows_SL, inner_SM, out_SL, up_EML, down_ELM, weight_TK, place_TK)
-        ctx.loads = loads
+        ctx.rooms = rooms
         return gather(out_SL, place_TK, weight_TK)
 
     @staticmethod
     def backward(ctx, dy_TL):
         rows_SL, inner_SM, out_SL, up_EML, down_ELM, weight_TK, place_TK = ctx.saved_tensors
         dout_SL, dweight_TK = gather_slope(out_SL, place_TK, weight_TK, dy_TL.contiguous())
-        ddown_ELM = _outer_products(dout_SL, relu_squared_(inner_SM), ctx.loads)
-        dinner_SM = relu_squared_slope_(inner_SM, _products(dout_SL, down_ELM, ctx.loads))
-        dup_EML = _outer_products(dinner_SM, rows_SL, ctx.loads)
-        dx_TL = gather(_products(dinner_SM, up_EML, ctx.loads), place_TK, torch.ones_like(weight_TK))
-        return dx_TL, dup_EML, ddown_ELM, dweight_TK, None, None, None
+        ddown_ELM = _outer_products(dout_SL, relu_squared_(inner_SM), ctx.rooms)
+        dinner_SM = relu_squared_slope_(inner_SM, _products(dout_SL, down_ELM, ctx.rooms))
+        dup_EML = _outer_products(dinner_SM, rows_SL, ctx.rooms)
+        dx_TL = gather(_products(dinner_SM, up_EML, ctx.rooms), place_TK, torch.ones_like(weight_TK))
+        return dx_TL, dup_EML, ddown_ELM, dweight_TK, None, None
+
+
+def _room(load: int) -> int:
+    """`load` rounded up to a multiple of 32, or of an eighth of itself: every new shape of a product costs torch's library half a millisecond of
+    compilation, five times the product, and loads differ in every step."""
+    unit = max(32, 1 << max(0, load.bit_length() - 4))
+    return -(-load // unit) * unit
 
 
 def _products(rows_SX: Tensor, weights_EXY: Tensor, loads: list[int]) -> Tensor:
