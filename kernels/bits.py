@@ -5,13 +5,14 @@ needed), flat loops over a tile instead of inner loops of 16 (each inner loop pa
 block scales moved by halving and doubling (a loop over 16 neighbours stays scalar).
 """
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
 from numba import njit
+
+from kernels.team import together
 
 TILE = 4096  # elements a pass: a tile's float32 scratch stays in the first-level cache
 JIT = dict(cache=True, error_model="numpy", nogil=True)
@@ -26,27 +27,11 @@ def as_bits(x: torch.Tensor) -> np.ndarray:
 
 
 def in_spans(run: Callable, blocks: int, elements: int) -> list:
-    """[run(start, stop), ...] over blocks, cut in one span a torch thread when the tensor is large enough.
-
-    Plain threads (the compiled loops release the interpreter lock), not numba's own pool: a second OpenMP pool beside torch's
-    spins against it between kernels, which cost up to 30 ms a call on a busy 2-core machine.
-    """
+    """[run(start, stop), ...] over blocks, cut in one span a torch thread when the tensor is large enough."""
     workers = min(torch.get_num_threads(), blocks) if elements >= PARALLEL_ELEMENTS else 1
     if workers == 1:
         return [run(0, blocks)]
-    cuts = [blocks * i // workers for i in range(workers + 1)]
-    others = [_pool().submit(run, a, b) for a, b in zip(cuts[1:-1], cuts[2:])]
-    return [run(cuts[0], cuts[1]), *(other.result() for other in others)]
-
-
-_pools: list[ThreadPoolExecutor] = []
-os.register_at_fork(after_in_child=_pools.clear)  # a forked child has no threads: it starts its own
-
-
-def _pool() -> ThreadPoolExecutor:
-    if not _pools:
-        _pools.append(ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="kernels"))
-    return _pools[0]
+    return together([partial(run, blocks * i // workers, blocks * (i + 1) // workers) for i in range(workers)])
 
 
 @njit(inline="always", **JIT)
