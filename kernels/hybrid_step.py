@@ -20,7 +20,7 @@ from kernels.attention_step import attention_step
 from kernels.experts_step import experts_step, mlp, route
 from kernels.lanes import JIT
 from kernels.mamba_step import mamba_step
-from kernels.skinny import as_words, linear, padded
+from kernels.skinny import as_words, linear, padded, product, words_of
 
 MAMBA, ATTENTION, EXPERTS, MLP, JOIN = range(5)
 # a layer is a row of `table`: its kind, which of the cache's layers it is, and where its parts begin, in `small` or in `words`
@@ -108,6 +108,12 @@ def step(x, ahead, starts, slots, past, words, small, table, final_norm, conv, s
         else:
             add(x, mlp(words, row[IN], row[OUT], inputs, rows, hidden, sizes.mlp_inner, hidden), hidden, padded(hidden))
     return rms_norm(x, small, final_norm, hidden, eps)
+
+
+@njit(**JIT)
+def head(hidden, words, at, rows, width, first, last, out, stride):
+    """Logits of panels first <= n / 32 < last, into out [rows, stride]."""
+    product(words, at, as_words(hidden, words), rows, words_of(width, words), first, last, out, stride)
 
 
 @njit(**JIT)

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from kernels.lanes import flat
 
 
 @dataclass
@@ -87,15 +90,21 @@ class Cache:
         """(slots, new tokens) of the rows of a call, int64 [batch] each. Raises ValueError for what does not fit."""
         assert self.pending is None, "a tentative call must be accepted before the next one"
         slots_B = np.arange(batch) if slots is None else np.asarray(slots, np.int64)
-        if len(slots_B) != batch or len(set(slots_B.tolist())) != batch or slots_B.min() < 0 or slots_B.max() >= self.slots:
-            raise ValueError(f"slots must be {batch} different numbers below {self.slots}, not {slots_B.tolist()}")
+        chosen = range(batch) if slots is None else slots_B.tolist()
+        if len(chosen) != batch or len(set(chosen)) != batch or min(chosen) < 0 or max(chosen) >= self.slots:
+            raise ValueError(f"slots must be {batch} different numbers below {self.slots}, not {[*chosen]}")
         new_B = np.full(batch, length) if lengths is None else np.asarray(lengths, np.int64)
-        if len(new_B) != batch or new_B.min() < 0 or new_B.max() > length:
+        if lengths is not None and (len(new_B) != batch or new_B.min() < 0 or new_B.max() > length):
             raise ValueError(f"lengths must be {batch} numbers from 0 to {length}, not {new_B.tolist()}")
         reach = int((self.lengths.numpy()[slots_B] + new_B).max())
         if reach > self.max_length:
             raise ValueError(f"a sequence of {reach} tokens does not fit the cache's max_length {self.max_length}")
         return slots_B, new_B
+
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """conv, ssm, keys and values as the compiled step takes them."""
+        return tuple(flat(t) for t in (self.conv, self.ssm, self.keys, self.values))
 
     def hold(self, slots_B: np.ndarray, length: int) -> Pending:
         """Room for what a tentative call of `length` tokens a row leaves behind."""

@@ -53,7 +53,7 @@ class HybridLM(nn.Module):
 
     def hidden(self, input_ids_BT: Tensor, *, seq_idx_BT: Tensor | None = None, cache: Cache | None = None,
                slots: Sequence[int] | Tensor | None = None, lengths: Sequence[int] | Tensor | None = None, tentative: bool = False) -> Tensor:
-        """Hidden states [B,T,D] after the final norm, in `compute_dtype`: what the head reads.
+        """Hidden states [B,T,D] after the final norm: what the head reads, in `compute_dtype` (float32 from the compiled step).
 
         `seq_idx` numbers the documents packed in each row; none sees another. With `cache`, the tokens are appended to rows `slots` of it (0..B-1 by
         default); rows are padded at the right, `lengths` counts their real tokens (T by default), and what comes out at padding is undefined.
@@ -107,7 +107,7 @@ class HybridLM(nn.Module):
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """The head over hidden states, [..., V] float32; without gradients the same for a row whatever the others are."""
         packed = self.packed()
-        return packed.logits(hidden_BTD) if packed else self.lm_head(hidden_BTD).float()
+        return packed.logits(hidden_BTD) if packed else self.lm_head(hidden_BTD.to(self.compute_dtype)).float()
 
     def packed(self) -> Packed | None:
         """The weights as the compiled step reads them, up to date; None where it does not apply: under autograd, on a GPU, with other products."""

@@ -19,7 +19,7 @@ from kernels import hybrid_step as kernel
 from kernels.bits import in_spans
 from kernels.lanes import flat
 from kernels.mamba_step import ROWS, TAPS
-from kernels.skinny import PANEL, pack, padded, product
+from kernels.skinny import PANEL, pack, padded
 from model.cache import Cache
 from model.linear import stamp
 
@@ -72,6 +72,15 @@ class Packed:
         self.lm, self.dtype = lm, lm.compute_dtype
         self.pairs = self.dtype == torch.bfloat16
         self.per_word = 2 if self.pairs else 1
+        config = lm.config
+        self.width, self.vocabulary = config.hidden_size, config.vocab_size
+        self.eps, self.scaling = np.float32(config.layer_norm_epsilon), np.float32(config.routed_scaling_factor)
+        self.sizes = kernel.Sizes(
+            hidden=config.hidden_size, mamba_heads=config.mamba_num_heads, mamba_width=config.mamba_head_dim, state_size=config.ssm_state_size,
+            groups=config.n_groups, query_heads=config.num_attention_heads, kv_heads=config.num_key_value_heads, head_dim=config.head_dim,
+            mlp_inner=config.intermediate_size, experts=config.n_routed_experts, choices=config.num_experts_per_tok, normalised=int(config.norm_topk_prob),
+            expert_inner=config.moe_intermediate_size, expert_width=config.expert_size, latent=int(config.moe_latent_size is not None),
+            shared_inner=config.moe_shared_expert_intermediate_size, slots=0, room=0)
         self._planned: list[tuple[str, int, list[Tensor], object]] = []  # (array, offset, parameters, write)
         self._length = {"words": 0, "small": 0}
         self.table = self._table(lm.layers, lm.config.pattern)
@@ -177,76 +186,66 @@ class Packed:
     # ---- steps
 
     def append(self, ids_BT: Tensor, cache: Cache, slots, lengths, *, tentative: bool = False, draft_BTD: Tensor | None = None) -> Tensor:
-        """Hidden states after the final norm [B,T,D], see `HybridLM.hidden`; with `draft`, hidden states to go on from, those of the MTP block."""
+        """Hidden states after the final norm, float32 [B,T,D], see `HybridLM.hidden`; with `draft`, hidden states to go on from, those of the MTP block."""
         batch, length = ids_BT.shape
         slots_B, new_B = cache.claim(batch, length, slots, lengths)
-        ragged = int(new_B.min()) < length
-        real_BT = torch.from_numpy(np.arange(length) < new_B[:, None]) if ragged else slice(None)
-        x_MD = F.embedding(ids_BT[real_BT].reshape(-1), self.lm.embeddings.weight).float()
+        ragged = lengths is not None and int(new_B.min()) < length
+        real = torch.from_numpy(np.arange(length) < new_B[:, None]) if ragged else slice(None)
+        embedded_MD = self._flat(F.embedding(ids_BT[real], self.lm.embeddings.weight))
         if draft_BTD is None:
-            out_MD = self._run(x_MD, x_MD, slots_B, new_B, cache, self.table, self.final_norm, tentative)
+            out = self._run(embedded_MD, embedded_MD, slots_B, new_B, cache, self.table, self.final_norm, tentative)
         else:
-            before_MD = draft_BTD[real_BT].reshape(-1, x_MD.shape[1]).float()
-            out_MD = self._run(before_MD, x_MD, slots_B, new_B, cache, self.draft_table, self.draft_norm, False)
+            out = self._run(self._flat(draft_BTD[real]), embedded_MD, slots_B, new_B, cache, self.draft_table, self.draft_norm, False)
         if not tentative:
             cache.lengths.numpy()[slots_B] += new_B
         if not ragged:
-            return out_MD.view(batch, length, -1)
-        out_BTD = out_MD.new_zeros(batch, length, out_MD.shape[1])
-        out_BTD[real_BT] = out_MD
+            return torch.from_numpy(out).view(batch, length, self.width)
+        out_BTD = torch.zeros(batch, length, self.width)
+        out_BTD[real] = torch.from_numpy(out).view(-1, self.width)
         return out_BTD
+
+    @staticmethod
+    def _flat(x: Tensor) -> np.ndarray:
+        return x.float().contiguous().view(-1).numpy()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V] float32."""
-        rows, width = hidden.numel() // hidden.shape[-1], hidden.shape[-1]
-        outputs = self.lm.config.vocab_size
-        stride = padded(outputs)
+        shape, x, stride = hidden.shape[:-1], self._flat(hidden), padded(self.vocabulary)
+        rows = len(x) // self.width
         out = np.empty(rows * stride, np.float32)
-        if self.pairs:
-            inputs, width = hidden.to(torch.bfloat16).contiguous().view(torch.int32).view(-1).numpy().view(np.uint32), width // 2
-        else:
-            inputs = hidden.contiguous().view(-1).numpy()
-        in_spans(lambda a, b: product(self.words, self.head_at, inputs, rows, width, a, b, out, stride), stride // PANEL, rows * stride * width)
-        return torch.from_numpy(out).view(*hidden.shape[:-1], stride)[..., :outputs]
+        in_spans(lambda a, b: kernel.head(x, self.words, self.head_at, rows, self.width, a, b, out, stride), stride // PANEL, rows * stride * self.width)
+        return torch.from_numpy(out).view(*shape, stride)[..., :self.vocabulary]
 
-    def _run(self, x_MD: Tensor, ahead_MD: Tensor, slots_A: np.ndarray, lengths_A: np.ndarray, cache: Cache, table: np.ndarray, norm: int,
-             keep: bool) -> Tensor:
-        """In calls of STEP_ROWS rows: a long prompt takes several, and several sequences share one."""
-        width = x_MD.shape[1]
-        x, ahead = x_MD.contiguous().numpy(), ahead_MD.contiguous().numpy()
-        out_MD = np.empty(x.shape, np.float32)
-        past_A = cache.lengths.numpy()[slots_A]
-        begins_A = np.cumsum(lengths_A) - lengths_A
+    def _run(self, x: np.ndarray, ahead: np.ndarray, slots_A: np.ndarray, lengths_A: np.ndarray, cache: Cache, table: np.ndarray, norm: int,
+             keep: bool) -> np.ndarray:
+        """In calls of STEP_ROWS rows: a long prompt takes several, and several sequences share one. All flat; x may be written over."""
+        width, past_A = self.width, cache.lengths.numpy()[slots_A]
         later = cache.hold(slots_A, int(lengths_A[0])) if keep else None
-        state = [flat(t) for t in (cache.conv, cache.ssm, cache.keys, cache.values, *((later.inputs, later.states) if keep else (cache.conv, cache.ssm)))]
-        sizes = self.sizes(cache)
-        eps, scaling = np.float32(self.lm.config.layer_norm_epsilon), np.float32(self.lm.config.routed_scaling_factor)
+        state = *cache.arrays, *((flat(later.inputs), flat(later.states)) if keep else cache.arrays[:2])
+        fixed = self.words, self.small, table, norm, *state, keep
+        sizes = self.sizes._replace(slots=cache.slots, room=cache.room)
+        rows = len(x) // width
 
-        def some(pieces: list[tuple[int, int, int]]) -> None:
-            """One call for (sequence, first, last position of it), whose rows follow one another."""
-            which = np.array([a for a, _, _ in pieces])
-            starts = np.cumsum([0] + [last - first for _, first, last in pieces])
-            begin = begins_A[which[0]] + pieces[0][1]
-            rows = slice(begin, begin + starts[-1])
-            done = past_A[which] + np.array([first for _, first, _ in pieces])
-            out_MD[rows] = kernel.step(x[rows].reshape(-1), ahead[rows].reshape(-1), starts, slots_A[which], done, self.words, self.small, table, norm,
-                                       *state, keep, begin, len(x), sizes, eps, scaling).reshape(-1, width)
+        def some(which: np.ndarray, lengths: np.ndarray, past: np.ndarray, begin: int) -> np.ndarray:
+            """One call for sequences `which`, whose new rows follow one another from row `begin` on."""
+            starts = np.zeros(len(which) + 1, np.int64)
+            np.cumsum(lengths, out=starts[1:])
+            here = slice(begin * width, (begin + int(starts[-1])) * width)
+            return kernel.step(x[here], ahead[here], starts, slots_A[which], past, *fixed, begin, rows, sizes, self.eps, self.scaling)
+
+        if rows <= STEP_ROWS and (len(slots_A) == 1 or torch.get_num_threads() == 1):
+            return some(np.arange(len(slots_A)), lengths_A, past_A, 0)
+        begins_A, out = np.cumsum(lengths_A) - lengths_A, np.empty(len(x), np.float32)
 
         def span(first: int, last: int) -> None:
             for pieces in _cut(lengths_A, first, last, whole=keep):
-                some(pieces)
+                which, ats, ends = np.array(pieces).T
+                begin = int(begins_A[which[0]] + ats[0])
+                part = some(which, ends - ats, past_A[which] + ats, begin)
+                out[begin * width:begin * width + len(part)] = part
 
-        in_spans(span, len(lengths_A), len(x) * len(self.words))
-        return torch.from_numpy(out_MD).to(self.dtype)
-
-    def sizes(self, cache: Cache) -> kernel.Sizes:
-        config = self.lm.config
-        return kernel.Sizes(
-            hidden=config.hidden_size, mamba_heads=config.mamba_num_heads, mamba_width=config.mamba_head_dim, state_size=config.ssm_state_size,
-            groups=config.n_groups, query_heads=config.num_attention_heads, kv_heads=config.num_key_value_heads, head_dim=config.head_dim,
-            mlp_inner=config.intermediate_size, experts=config.n_routed_experts, choices=config.num_experts_per_tok, normalised=int(config.norm_topk_prob),
-            expert_inner=config.moe_intermediate_size, expert_width=config.expert_size, latent=int(config.moe_latent_size is not None),
-            shared_inner=config.moe_shared_expert_intermediate_size, slots=cache.slots, room=cache.room)
+        in_spans(span, len(slots_A), rows * len(self.words))
+        return out
 
 
 def _cut(lengths_A: np.ndarray, first: int, last: int, whole: bool) -> Iterator[list[tuple[int, int, int]]]:

@@ -4,9 +4,8 @@
     for delta in engine.stream("..."): print(delta.text)                 # as it is written; leaving the loop cancels
     request = engine.submit("..."); engine.step(); engine.cancel(request)  # what a server does, between two steps
 
-A sample depends on (weights, prompt, params, seed, k) only: in float32 the same alone as in any batch, up to the rounding of matrix
-products, which depends on their shape and can only matter where two tokens are equally likely to the last bits. Calls with
-the same arguments in the same order are equal bit for bit.
+A sample depends on (weights, prompt, params, seed, k) only: alone as in any batch, whatever is read or written beside it, it is the same bit for bit,
+log-probabilities included, where the compiled step runs (`model.packed`: on a CPU).
 """
 from __future__ import annotations
 
@@ -25,7 +24,8 @@ from model.cache import Cache
 from model.engine.budget import ThinkingBudget
 from model.engine.params import CompletionOutput, RequestOutput, SamplingParams
 from model.engine.prefix import PrefixStore
-from model.engine.scheduler import PREFILL_TOKENS, Scheduler, Sequence
+from model.engine.scheduler import PREFILL_TOKENS, Scheduler
+from model.engine.slots import Sequence
 from model.engine.speculate import Drafter
 from model.engine.stream import Delta, Request, TextReader
 from model.linear import stamp
@@ -45,8 +45,7 @@ class Engine:
 
     guesses: tokens guessed ahead by the model's MTP block, 0 for none; used only while it pays, unless `always_guess`. prefix_bytes: what may be
     spent on remembering beginnings of prompts. memory: bytes of keys, values and states that running sequences may need in all; the others wait.
-    prefill_tokens: prompt tokens read in one step. None of these changes what is written, up to the rounding above; since whether guesses pay is
-    measured by the clock, who needs the same bytes from every run leaves them off or sets `always_guess`."""
+    prefill_tokens: prompt tokens read in one step. None of these changes what is written."""
 
     def __init__(self, lm: HybridLM, tokenizer: Tokenizer, *, max_slots: int = 64, max_length: int = 1024, seed: int = 0,
                  guesses: int = 0, always_guess: bool = False, prefix_bytes: int = 0, memory: int | None = None, prefill_tokens: int = PREFILL_TOKENS) -> None:
@@ -77,7 +76,7 @@ class Engine:
             sequences += request
         self._forget_old_weights()
         training = self.lm.training
-        self.lm.eval()  # also drops weights cast for an earlier call
+        self.lm.eval()
         try:
             for sequence in sequences:
                 self.scheduler.add(sequence)
@@ -107,7 +106,8 @@ class Engine:
 
     def step(self) -> list[Delta]:
         """One step of the scheduler: what it added to submitted requests, those that ended (or were cancelled) included."""
-        self.lm.eval()
+        if self.lm.training:
+            self.lm.eval()
         self._forget_old_weights()
         ended = self.scheduler.step()
         self.write_texts(ended)
@@ -215,8 +215,8 @@ class Engine:
                 own[name].copy_(tensor)
         if self.scheduler.prefixes:
             self.scheduler.prefixes.clear()
-        self.scheduler.weights_version += 1
-        return self.scheduler.weights_version
+        self.scheduler.slots.swapped()
+        return self.scheduler.slots.weights_version
 
     def _forget_old_weights(self) -> None:
         """Prefixes belong to the weights that read them; a trainer changes those in place, without a word."""

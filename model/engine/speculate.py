@@ -36,21 +36,19 @@ class Drafter:
         if max(shorter):
             self.lm.draft_hidden(hidden_UTD[:, :-1], ids_UT[:, 1:], self.cache, slots=slots, lengths=shorter)
 
-    def guess(self, first: int, hidden_ATD: Tensor, tokens_AT: Tensor, counts_A: Tensor, choose: Callable[[Tensor, int], Tensor]) -> None:
+    def guess(self, first: int, hidden_ATD: Tensor, tokens_AT: np.ndarray, counts_A: np.ndarray, choose: Callable[[Tensor, int], np.ndarray]) -> None:
         """The guesses of slots first, first+1, ... after they wrote tokens_AT[:, :count], each the successor of a state in hidden_ATD.
         `choose(logits_AV, i)` draws the i-th token from here as the sampler will."""
-        slots = range(first, first + len(counts_A))
-        every_A = torch.arange(len(counts_A))
-        longest = int(counts_A.max())  # often 1, or all of one row: no padding then
-        hidden_ATD, tokens_AT = hidden_ATD[:, :longest], tokens_AT[:, :longest]
-        hidden_AD = self.lm.draft_hidden(hidden_ATD, tokens_AT, self.cache, slots=slots, lengths=counts_A)[every_A, counts_A - 1]
-        lengths = self.cache.lengths[first:first + len(counts_A)].clone()
+        here, rows = slice(first, first + len(counts_A)), np.arange(len(counts_A))
+        slots, longest = rows + first, int(counts_A.max())
+        hidden_AD = self.lm.draft_hidden(hidden_ATD[:, :longest], torch.from_numpy(tokens_AT[:, :longest]), self.cache, slots=slots,
+                                         lengths=counts_A)[rows, counts_A - 1]
+        lengths = self.cache.lengths[here].clone()
         for i in range(self.guesses):
-            tokens_A = choose(self.lm.logits(hidden_AD), i)
-            self.tokens_SK[first:first + len(counts_A), i] = tokens_A.numpy()
+            tokens_A = self.tokens_SK[here, i] = choose(self.lm.logits(hidden_AD), i)
             if i + 1 < self.guesses:
-                hidden_AD = self.lm.draft_hidden(hidden_AD[:, None], tokens_A[:, None], self.cache, slots=slots)[:, 0]
-        self.cache.lengths[first:first + len(counts_A)] = lengths  # what was only guessed is written over
+                hidden_AD = self.lm.draft_hidden(hidden_AD[:, None], torch.from_numpy(tokens_A)[:, None], self.cache, slots=slots)[:, 0]
+        self.cache.lengths[here] = lengths  # what was only guessed is written over
 
     def copy(self, source: list[int], target: list[int]) -> None:
         self.cache.copy(source, target)

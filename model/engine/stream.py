@@ -13,7 +13,7 @@ from model.engine.params import RequestOutput
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from model.engine.scheduler import Sequence
+    from model.engine.slots import Sequence
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what tokenizers write for bytes that are no whole character (yet)
 

@@ -84,7 +84,7 @@ def test_good_guesses_are_taken(tokenizer, guessing_lm, monkeypatch):
     drafter = engine.scheduler.drafter
 
     def oracle(first, hidden, tokens, counts, choose):
-        written = int(engine.scheduler.column["written"][0])
+        written = int(engine.scheduler.slots.written[0])
         drafter.tokens_SK[0] = wanted[written:written + 3]
 
     monkeypatch.setattr(drafter, "guess", oracle)
