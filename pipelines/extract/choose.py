@@ -2,7 +2,7 @@
 
 The blocks kept are those that make the expected F-score of the page's words highest, given the probabilities: a page sure of its text drops what is
 doubtful, a page of scattered pieces keeps it, and no threshold per kind of page is needed. What the page's template makes in the same way as these is
-kept with them, and an article's headings with what they head.
+kept with them; an article's data tables are, and its headings with what they head.
 """
 
 import numpy as np
@@ -34,7 +34,7 @@ def main_text(page: Layout) -> np.ndarray:
         return complete(page, choose(page, among_neighbours(page, odds), _BETA_SQUARED_OTHER))
     probability = among_neighbours(page, odds + article.odds)
     keep = choose(page, probability, _BETA_SQUARED_ARTICLE)
-    keep |= complete(page, keep) & ~article.beside
+    keep |= (complete(page, keep) | _tables(page)) & ~article.beside
     return with_headings(page, keep, probability)
 
 
@@ -50,6 +50,13 @@ def complete(page: Layout, keep: np.ndarray) -> np.ndarray:
     _, kind = np.unique(path[page.blocks[:, html.NODE]], return_inverse=True)
     share = np.bincount(kind, keep * words) / np.bincount(kind, words)
     return keep | (share[kind] > _SHARE_KEPT)
+
+
+def _tables(page: Layout) -> np.ndarray:
+    """bool [B]: what stands in data tables of text rather than links. In an article a table belongs to it, though its cells read like no text."""
+    row = page.rows[page.blocks[:, html.NODE]]
+    table = page.sums[page.nodes[row, html.PARENT]]
+    return (row > 0) & (2 * table[:, html.LINK_CHARACTERS] <= table[:, html.CHARACTERS])
 
 
 def with_headings(page: Layout, keep: np.ndarray, probability: np.ndarray) -> np.ndarray:

@@ -183,6 +183,14 @@ def test_headings_stand_and_fall_with_what_they_head():
     assert kept("<h1>Alone</h1>") == "Alone", "no article: nothing is left out"
 
 
+def test_a_table_in_an_article_is_its_text_unless_it_is_links():
+    rows = "".join(f"<tr><td>{name}</td><td>{number}</td></tr>" for name, number in (("Span", 120), ("Piers", 4), ("Cost", 9)))
+    assert "Span | 120\nPiers | 4\nCost | 9" in kept(ARTICLE.replace("<p>", f"<table>{rows}</table><p>", 1))
+    links = "".join(f"<tr><td><a href=/{name}>{name}</a></td><td>1</td></tr>" for name in ("Rivers", "Roads", "Railways"))
+    assert "Rivers" not in kept(ARTICLE.replace("<p>", f"<table>{links}</table><p>", 1))
+    assert "Span" not in kept(f"{ARTICLE}<div><table>{rows}</table></div>"), "behind the article"
+
+
 def test_a_lead_before_the_core_is_kept():
     assert "In short" in kept(f"<div><h1>Bridge</h1><p>In short, the bridge over the river was rebuilt in the last year, and it is used every day.</p></div>{ARTICLE}")
 
