@@ -26,7 +26,7 @@ class Grammars:
         self.vocabulary = vocabulary
 
     def matcher(self, regex: str | None, json_schema: dict[str, Any] | str | None) -> Matcher:
-        """Raises ValueError for an expression or schema that is malformed or not supported."""
+        """Raises ValueError for an expression or schema that is malformed, not supported, or too much for the library (as far as a first token shows)."""
         what = "regex" if regex is not None else "json_schema"
         try:
             if regex is not None:
@@ -37,8 +37,12 @@ class Grammars:
             found = llguidance.LLMatcher(self.tokenizer, grammar)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{what}: {str(error).splitlines()[0]}") from None
-        if found.is_error():
-            raise ValueError(f"{what}: {found.get_error().splitlines()[0]}")
+        tried = Matcher(found.deep_copy(), self.vocabulary)
+        if not found.is_error():
+            tried.accept(int(tried.allowed().int().argmax()))
+            tried.allowed()
+        if tried.state.is_error():
+            raise ValueError(f"{what}: {tried.state.get_error().splitlines()[0]}")
         return Matcher(found, self.vocabulary)
 
 
@@ -69,5 +73,6 @@ class Matcher:
         return torch.from_numpy(np.unpackbits(bits, bitorder="little")[:self.vocabulary].astype(bool))
 
     def accept(self, token: int) -> None:
+        """Where a grammar outgrows the library's limits half-way it stops, and an end token is all it allows from then on: its sample ends, others go on."""
         if not self.state.is_stopped():
-            assert self.state.consume_token(token), f"token {token} was not allowed"
+            self.state.consume_token(token)

@@ -38,7 +38,17 @@ def test_text_that_spells_a_special_token_is_text(lm, tokenizer, text):
         assert text in output.text and output.finish_reason == "stop" and not set(output.token_ids[:-1]) & set(range(16))
 
 
-@pytest.mark.parametrize("bad", [{"regex": "(["}, {"json_schema": {"type": "nonsense"}}, {"json_schema": "{"}])
+HUGE = "a" + "".join(f"(?:p{i}(?:[^<\n][^\n]*|)(?:\n(?:[^<\n][^\n]*|))*)?" for i in range(2000))
+
+
+def test_a_grammar_that_outgrows_the_library_ends_its_own_sample(lm, tokenizer):
+    engine = Engine(lm, tokenizer, max_slots=2, max_length=64)
+    each = [SamplingParams(regex="b" + HUGE, temperature=0, max_tokens=9), SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)]
+    grown, free = engine.generate([[20], [20]], each)
+    assert grown.outputs[0].text == "ba" and grown.outputs[0].finish_reason == "stop" and len(free.outputs[0].token_ids) == 9
+
+
+@pytest.mark.parametrize("bad", [{"regex": "(["}, {"json_schema": {"type": "nonsense"}}, {"json_schema": "{"}, {"regex": HUGE}])
 def test_malformed_grammars_are_refused_with_a_line(lm, tokenizer, bad):
     with pytest.raises(ValueError, match="regex|json_schema") as told:
         Engine(lm, tokenizer, max_length=64).generate([[20]], SamplingParams(**bad))
