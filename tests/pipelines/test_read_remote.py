@@ -60,42 +60,51 @@ def pem(tmp_path_factory):
     return certificate(tmp_path_factory.mktemp("tls"))
 
 
-@pytest.fixture
-def web(crawl, pem, monkeypatch):
-    """The crawl on an HTTPS server whose certificate is trusted by an fsspec option, as a user would name it."""
-    monkeypatch.setattr(failures, "PAUSE", 0.01)
-    monkeypatch.setitem(fsspec.config.conf, "https", {"ssl": ssl.create_default_context(cafile=str(pem))})
+@pytest.fixture(scope="module")
+def server(crawl, pem):
     with web_server(pem) as server:
         server.files.update(crawl)
         yield server
 
 
+@pytest.fixture
+def web(server, pem, monkeypatch):
+    """The crawl on an HTTPS server whose certificate is trusted by an fsspec option, as a user would name it."""
+    monkeypatch.setattr(failures, "PAUSE", 0.01)
+    monkeypatch.setitem(fsspec.config.conf, "https", {"ssl": ssl.create_default_context(cafile=str(pem))})
+    server.asked.clear()
+    server.faults.clear()
+    return server
+
+
 @pytest.fixture(scope="module")
-def s3():
+def s3(crawl):
+    """A store's address, and a client with keys; its bucket "crawl" holds the crawl below day/1/."""
     pytest.importorskip("moto")
     pytest.importorskip("s3fs")
+    import boto3
+
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     with s3_server() as url:
-        yield url
+        client = boto3.client("s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="key", aws_secret_access_key="secret")
+        client.create_bucket(Bucket="crawl")
+        for name, data in crawl.items():
+            client.put_object(Bucket="crawl", Key=f"day/1/{name}", Body=data)
+        yield url, client
 
 
 @pytest.fixture
-def bucket(s3, crawl, monkeypatch, tmp_path):
-    """An S3 client with keys, for a bucket that holds the crawl below day/1/; the environment has endpoint and keys."""
-    import boto3
+def bucket(s3, monkeypatch, tmp_path):
+    """The client; endpoint and keys are in the environment."""
     from s3fs import S3FileSystem
 
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    told = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_ENDPOINT_URL": s3, "AWS_EC2_METADATA_DISABLED": "true"}
+    told = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_ENDPOINT_URL": s3[0], "AWS_EC2_METADATA_DISABLED": "true"}
     for name, value in (told | {"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"), "AWS_CONFIG_FILE": str(tmp_path / "none")}).items():
         monkeypatch.setenv(name, value)
     S3FileSystem.clear_instance_cache()
-    client = boto3.client("s3", region_name="us-east-1")
-    client.create_bucket(Bucket="crawl")
-    for name, data in crawl.items():
-        client.put_object(Bucket="crawl", Key=f"day/1/{name}", Body=data)
-    yield client
+    yield s3[1]
     S3FileSystem.clear_instance_cache()
 
 
@@ -116,7 +125,8 @@ NAMES = ["a.warc.gz", "b.warc.zst", "c.warc", "d.jsonl", "e.jsonl.gz", "f.jsonl.
 def test_every_kind_of_file_over_https_and_s3_is_what_it_is_on_disk(web, bucket, crawl, tmp_path, name):
     expected = _on_disk(crawl, tmp_path, name)
     assert len(expected) == {"a": 150, "b": 150, "c": 150, "h": 1, "i": 1}.get(name[0], 60) and not any(row[4] for row in expected)
-    for uri in (f"{web.url}/ranges/{name}", f"{web.url}/whole/{name}", f"{web.url}/unsized/{name}", f"s3://crawl/day/1/{name}"):
+    modes = ("ranges", "whole", "unsized") if name in ("a.warc.gz", "g.parquet") else ("ranges",)
+    for uri in (*(f"{web.url}/{mode}/{name}" for mode in modes), f"s3://crawl/day/1/{name}"):
         got, _ = _told(uri)
         assert [row[:1] + row[2:] for row in got] == [row[:1] + row[2:] for row in expected], uri
         split, parts = _told(uri, len(crawl[name]) // 3)
@@ -164,8 +174,6 @@ def test_the_command_trusts_what_the_environment_names(web, pem, tmp_path):
     assert run.returncode == 0, run.stderr
     counts = json.loads(run.stdout)
     assert counts["rows_in"] == counts["rows"] + counts["rejected_rows"] == 3 * 150 + 4 * 60 + 3
-    run = subprocess.run(command, env={**os.environ, "SSL_CERT_FILE": ""}, capture_output=True, text=True, check=False)
-    assert run.returncode == 2 and run.stderr.count("\n") == 1 and "certificate" in run.stderr
 
 
 def test_pages_of_links_and_addresses_with_queries(web):
@@ -205,7 +213,7 @@ def test_listing_a_prefix_with_globs(bucket):
             resolve(source, "unused")
 
 
-@pytest.mark.parametrize("mode", ["ranges", "drops", "busy"])
+@pytest.mark.parametrize("mode", ["drops", "busy"])
 def test_s3_through_the_same_faults(web, pem, bucket, crawl, tmp_path, monkeypatch, mode):
     """S3's GET is a plain one, so the faulty server stands in for the store."""
     from s3fs import S3FileSystem
@@ -219,6 +227,7 @@ def test_s3_through_the_same_faults(web, pem, bucket, crawl, tmp_path, monkeypat
 def test_s3_that_breaks_is_one_line(web, pem, bucket, monkeypatch):
     from s3fs import S3FileSystem
 
+    monkeypatch.setattr(S3FileSystem, "retries", 2)
     monkeypatch.setenv("AWS_ENDPOINT_URL", web.url)
     monkeypatch.setenv("AWS_CA_BUNDLE", str(pem))
     S3FileSystem.clear_instance_cache()
@@ -228,11 +237,11 @@ def test_s3_that_breaks_is_one_line(web, pem, bucket, monkeypatch):
 
 
 def test_datasets_in_a_bucket_are_the_same_bytes(bucket, crawl, tmp_path):
-    recipe = CurateRecipe(families=("gopher_quality",), thresholds={"gopher_quality.words": {"min": 400}}, part_bytes=65_536)
+    recipe = CurateRecipe(families=("gopher_quality",), thresholds={"gopher_quality.words": {"min": 400}}, part_bytes=120_000)
     (tmp_path / "a.warc.gz").write_bytes(crawl["a.warc.gz"])
     here = curate([str(tmp_path / "a.warc.gz")], recipe, str(tmp_path / "out"))
     there = curate(["s3://crawl/day/1/a.warc.gz"], recipe, "s3://crawl/out")
-    assert there.digest == here.digest and here.rows > 20 and here.rejected_rows > 20 and len(here.parts) > 2
+    assert there.digest == here.digest and here.rows > 20 and here.rejected_rows > 20 and len(here.parts) == 2
     assert there.scan(["id", "text"]).collect().equals(here.scan(["id", "text"]).collect())
     assert there.scan_rejected().collect().height == here.rejected_rows
     assert curate(["s3://crawl/day/1/a.warc.gz"], recipe, "s3://crawl/out").digest == here.digest, "complete: nothing runs"
@@ -253,10 +262,10 @@ def test_what_another_process_wrote_is_seen(bucket):
     assert not Dataset.exists("s3://crawl/shared")
 
 
-def test_a_large_file_is_fetched_by_parts(bucket, web, crawl):
+def test_a_large_file_is_fetched_by_parts(web, crawl, monkeypatch):
     """Each part asks for little more than its own bytes."""
     data = crawl["a.warc.gz"] * 40
-    web.files["big.warc.gz"] = data
+    monkeypatch.setitem(web.files, "big.warc.gz", data)
     parts = plan_parts([f"{web.url}/ranges/big.warc.gz"], len(data) // 4)
     assert len(parts) == 4
     seen = collections.Counter()
@@ -264,7 +273,7 @@ def test_a_large_file_is_fetched_by_parts(bucket, web, crawl):
         web.asked.clear()
         seen.update(row.offset for row in records(part))
         fetched = sum(int(last) - int(first) + 1 for _, asked in web.asked for first, last in [asked.removeprefix("bytes=").split("-")])
-        assert fetched < len(data) // 4 + (6 << 20)
+        assert fetched < len(data) // 4 + (2 << 20)
     assert len(seen) == 150 * 40 and set(seen.values()) == {1}
 
 
