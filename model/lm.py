@@ -9,13 +9,15 @@ Shapes: B batch, T tokens, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.cache import Cache, Step
 from model.config import HybridConfig
@@ -31,12 +33,17 @@ class HybridLM(nn.Module):
     """A hybrid Mamba-2 / attention / MoE language model.
 
     The same (config, seed) gives the same parameters, bit for bit. Built under `torch.device("meta")` it allocates nothing.
+
+    recompute          keep each layer's input only, and run it again in the backward: less memory, a forward more, the same bits
+    while_recomputing  what surrounds such a second run: for whoever counts the products of the first
     """
 
     def __init__(self, config: HybridConfig, seed: int = 0, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.config = config
         self.compute_dtype = compute_dtype
+        self.recompute = False
+        self.while_recomputing: Callable[[], AbstractContextManager] = nullcontext
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, _weight=torch.empty(config.vocab_size, config.hidden_size))
         self.layers = nn.ModuleList(Layer(config, kind) for kind in config.pattern)
         self.norm_f = RMSNorm(config.hidden_size, config.layer_norm_epsilon)
@@ -69,13 +76,17 @@ class HybridLM(nn.Module):
         x_BTD = self.embed(input_ids_BT)
         if cache is None:
             for layer in self.layers:
-                x_BTD = layer(x_BTD, seq_idx_BT=seq_idx_BT)
+                x_BTD = self._kept_by_its_input(layer, x_BTD, seq_idx_BT) if self.recompute and torch.is_grad_enabled() else layer(x_BTD, seq_idx_BT=seq_idx_BT)
             return self.norm_f(x_BTD)
         step = Step(cache, *input_ids_BT.shape, slots, lengths, tentative)
         for layer, state in zip(self.layers, cache.layers):
             x_BTD = layer(x_BTD, state=state, step=step)
         step.close(cache)
         return self.norm_f(x_BTD)
+
+    def _kept_by_its_input(self, layer: Layer, x_BTD: Tensor, seq_idx_BT: Tensor | None) -> Tensor:
+        contexts = lambda: (nullcontext(), self.while_recomputing())
+        return checkpoint(layer, x_BTD, seq_idx_BT=seq_idx_BT, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
     def mtp_hidden(self, h_BTD: Tensor, input_ids_BT: Tensor, seq_idx_BT: Tensor | None = None) -> list[Tensor]:
         """Hidden states of each MTP depth d = 1..mtp_depth, [B,T,D], ready for `lm_head`: at t, depth d predicts token t+1+d.

@@ -67,6 +67,7 @@ class Trainer:
         self.folder, self.lm, self.policy, self.optimizer, self.schedule = folder, lm, policy, optimizer, schedule
         for layer in lm.moe_layers():
             layer.aux_loss_coefficient = recipe.balance_coefficient
+        lm.recompute = recipe.recompute == "layers"
         self.balance = balance
         self.steps, self.gradient_clip = steps, recipe.optimizer.gradient_clip
         self.checkpoint_every, self.keep = recipe.checkpoint_every, recipe.keep_checkpoints

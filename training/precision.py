@@ -19,6 +19,8 @@ Shapes: T tokens, K in, N out.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -92,6 +94,7 @@ class PrecisionPolicy:
             module.gemm = self._gemm(precision, name)
         if hasattr(lm, "compute_dtype"):
             lm.compute_dtype = torch.float32 if self.recipe == "fp32" else torch.bfloat16
+            lm.while_recomputing = self._uncounted
         return self
 
     def set_step(self, step: int) -> None:
@@ -99,6 +102,16 @@ class PrecisionPolicy:
         self.step = step
         for gemm in self._gemms:
             gemm.calls = 0
+
+    @contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        """Around products made a second time for their gradients, whose random bits were chosen the first time: no product counts twice."""
+        calls = [gemm.calls for gemm in self._gemms]
+        try:
+            yield
+        finally:
+            for gemm, before in zip(self._gemms, calls, strict=True):
+                gemm.calls = before
 
     def describe(self, lm: nn.Module) -> list[Row]:
         """A row a GEMM module, in the model's order, with its share of the GEMM FLOPs of one token's forward pass."""

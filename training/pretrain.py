@@ -55,7 +55,7 @@ def pretrain(recipe: PretrainRecipe, out: str, progress: Progress = silent) -> T
     stream = TokenStream(shards, mixture=load_mixture(recipe.mixture) if recipe.mixture else None)
     identity = {
         "kind": "pretrain",
-        "recipe": recipe.model_dump(mode="json", exclude={"shards", "mixture", "init_from", "checkpoint_every", "keep_checkpoints"}),
+        "recipe": recipe.model_dump(mode="json", exclude={"shards", "mixture", "init_from", "checkpoint_every", "keep_checkpoints", "recompute"}),
         "inputs": {"shards": shards.manifest["dataset_digest"], "plan": stream.plan.digest,
                    "model": model_digest(recipe.init_from) if recipe.init_from else None},
     }

@@ -63,6 +63,7 @@ class TrainingRecipe(Recipe):
     schedule: ScheduleSpec = ScheduleSpec()
     balance_coefficient: NonNegativeFloat = Field(1e-4, description="weight of the sequence-wise MoE balance loss")
     mtp_weight: NonNegativeFloat = Field(0.3, description="weight of the multi-token-prediction loss (0.3 Super, 0.1 Ultra)")
+    recompute: Literal["none", "layers"] = Field("none", description="layers: keep each layer's input only and run it again in the backward; the same bits")
     checkpoint_every: NonNegativeInt = Field(100, description="steps between checkpoints; 0: only at the end")
     keep_checkpoints: PositiveInt = 1
     seed: NonNegativeInt = 0

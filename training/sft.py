@@ -53,7 +53,7 @@ def sft(recipe: SftRecipe, out: str, progress: Progress = silent) -> TrainResult
     datasets = [Dataset.open(uri) for uri in recipe.datasets]
     identity = {
         "kind": "sft",
-        "recipe": recipe.model_dump(mode="json", exclude={"init_from", "datasets", "checkpoint_every", "keep_checkpoints"}),
+        "recipe": recipe.model_dump(mode="json", exclude={"init_from", "datasets", "checkpoint_every", "keep_checkpoints", "recompute"}),
         "inputs": {"model": model_digest(recipe.init_from), "datasets": [d.digest for d in datasets]},
     }
     folder = RunFolder(out, identity)

@@ -58,6 +58,16 @@ def test_a_killed_run_resumes_to_the_same_bits(micro, tmp_path, precision):
     assert straight.metrics == resumed.metrics and (straight.steps, straight.tokens) == (resumed.steps, resumed.tokens)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "nvfp4"])
+def test_layers_run_again_in_the_backward_give_the_same_bits(micro, tmp_path, precision):
+    """A run may even change its mind: recomputation is no part of what it is."""
+    pretrain(recipe(micro, precision=precision), str(tmp_path / "kept"))
+    with pytest.raises(Killed):
+        pretrain(recipe(micro, precision=precision), str(tmp_path / "again"), killer(2))
+    pretrain(recipe(micro, precision=precision, recompute="layers"), str(tmp_path / "again"))
+    assert weights(tmp_path / "kept") == weights(tmp_path / "again")
+
+
 def test_the_loss_falls_and_the_folder_is_complete(micro, tmp_path):
     result = pretrain(recipe(micro, steps=25, eval_every=25), str(tmp_path / "run"))
     found = rows(tmp_path / "run")

@@ -86,7 +86,7 @@ def rl(recipe: RlRecipe, out: str, progress: Progress = silent) -> TrainResult:
     ]
     identity = {
         "kind": "rl",
-        "recipe": recipe.model_dump(mode="json", exclude={"init_from", "exclude_ids_from", "checkpoint_every", "keep_checkpoints"}),
+        "recipe": recipe.model_dump(mode="json", exclude={"init_from", "exclude_ids_from", "checkpoint_every", "keep_checkpoints", "recompute"}),
         "inputs": {"model": model_digest(recipe.init_from), "held_out": held_out.digest if held_out else None},
     }
     folder = RunFolder(out, identity)
