@@ -10,7 +10,7 @@ Shapes: B batch, T tokens, D hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,10 +124,22 @@ class HybridLM(nn.Module):
         """The weights as the compiled step reads them, up to date; None where it does not apply: under autograd, on a GPU, with other products."""
         if torch.is_grad_enabled():
             return None
+        if "_trusted" in self.__dict__:
+            return self._trusted
         kept = self.__dict__.get("_packed")
         if kept is None:
             kept = self.__dict__["_packed"] = Packed(self) if Packed.fits(self) else False
         return kept.current() if kept else None
+
+    @contextmanager
+    def unchanging(self) -> Iterator[None]:
+        """Weights are looked at now, and inside not again: asking a hundred tensors whether they changed costs a tenth of a step."""
+        with torch.no_grad():
+            self.__dict__["_trusted"] = self.packed()
+        try:
+            yield
+        finally:
+            del self.__dict__["_trusted"]
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token embeddings in `compute_dtype`."""

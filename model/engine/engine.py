@@ -80,8 +80,9 @@ class Engine:
         try:
             for sequence in sequences:
                 self.scheduler.add(sequence)
-            while self.scheduler.busy:
-                self.scheduler.step()
+            with self.lm.unchanging():
+                while self.scheduler.busy:
+                    self.scheduler.step()
         except BaseException:
             self.__dict__.pop("scheduler", None)  # half-done sequences must not leak into the next call
             self._readers.clear()
@@ -109,7 +110,8 @@ class Engine:
         if self.lm.training:
             self.lm.eval()
         self._forget_old_weights()
-        ended = self.scheduler.step()
+        with self.lm.unchanging():
+            ended = self.scheduler.step()
         self.write_texts(ended)
         deltas = []
         for sequence in ended:

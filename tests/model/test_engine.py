@@ -1,4 +1,5 @@
 """The engine against a loop of full forward passes, against itself alone and in a batch, and against the softmax."""
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -110,6 +111,7 @@ class Scripted(torch.nn.Module):
     def __init__(self, script: list[int], prompt_length: int, config) -> None:
         super().__init__()
         self.script, self.prompt_length, self.config = script, prompt_length, config
+        self.unchanging = nullcontext
 
     def logits(self, hidden):
         return hidden
