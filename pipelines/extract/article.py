@@ -63,17 +63,17 @@ def _set_apart(page: Layout) -> np.ndarray:
     of_page = holds_page(page)
     apart = ~of_page & (_APART_TAGS[nodes[:, html.TAG]] | ((cues & _APART_CUES) > 0))
     if not page.mentions & mention_bits(DISCUSSION) and not (cues[of_page] & _FORUM).any():
-        apart |= ((cues & _COMMENT) > 0) & ~_around_headline(page) & (sums[:, html.LONG] < sums[0, html.LONG])
+        apart |= ((cues & _COMMENT) > 0) & ~_holding_the_beginning(page) & (sums[:, html.LONG] < sums[0, html.LONG])
     return inherited(nodes, apart.astype(np.uint64)) > 0
 
 
-def _around_headline(page: Layout) -> np.ndarray:
-    """bool [N]: the containers that hold the first <h1>. However long the comments are, it is not among them."""
-    headlines = np.flatnonzero(page.nodes[page.blocks[:, html.NODE], html.TAG] == TAG_ID["h1"])
-    if not len(headlines):
-        return np.zeros(len(page.nodes), bool)
-    headline = page.blocks[headlines[0], html.NODE]
-    return (np.arange(len(page.nodes)) <= headline) & (headline < page.nodes[:, html.LAST])
+def _holding_the_beginning(page: Layout) -> np.ndarray:
+    """bool [N]: the containers of the first <h1> or the first running text. However long the comments are, they come later."""
+    nodes, node = page.nodes, page.blocks[:, html.NODE]
+    firsts = [node[found[:1]] for found in (np.flatnonzero(nodes[node, html.TAG] == TAG_ID["h1"]), np.flatnonzero(page.blocks[:, html.LONG]))]
+    index = np.arange(len(nodes))[:, None]
+    first = np.concatenate(firsts)
+    return ((index <= first) & (first < nodes[:, html.LAST, None])).any(axis=1)
 
 
 def _core(page: Layout, running: np.ndarray) -> int:

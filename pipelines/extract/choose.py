@@ -60,8 +60,8 @@ def _tables(page: Layout) -> np.ndarray:
 
 
 def with_headings(page: Layout, keep: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """`keep` with the headings that stand over a kept block and without those that do not ("Related"), nor the headline: it is the page's title.
-    Running text that looks like a heading is none, but a lead."""
+    """`keep` with the headings that stand over a kept block and without those that do not ("Related"), nor an <h1> above all text:
+    it is the page's title. Running text that looks like a heading is none, but a lead."""
     tag = page.nodes[page.blocks[:, html.NODE], html.TAG]
     headings = np.flatnonzero(_HEADINGS[tag] & (page.blocks[:, html.LONG] == 0))
     prose = np.delete(np.arange(len(keep)), headings)
@@ -70,8 +70,8 @@ def with_headings(page: Layout, keep: np.ndarray, probability: np.ndarray) -> np
     keep = keep.copy()
     headed = np.append(keep[prose], False)[np.searchsorted(prose, headings)]
     keep[headings] = headed & (keep[headings] | (probability[headings] > _HEADING_LIKELY))
-    keep[np.flatnonzero(tag == TAG_ID["h1"])[:1]] = False
-    return keep
+    first = int(np.argmax(keep & (tag != TAG_ID["h1"])))
+    return keep & ~((tag == TAG_ID["h1"]) & (np.arange(len(keep)) < first))
 
 
 def choose(page: Layout, probability: np.ndarray, beta_squared: float) -> np.ndarray:

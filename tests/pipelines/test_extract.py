@@ -172,7 +172,9 @@ def test_comments_stay_where_the_page_is_a_discussion():
     assert kept(f"<body>{ARTICLE}<div class=comments>{posts}</div></body>").count(PARAGRAPH.strip()) == 6
     assert kept(f"<body itemtype=http://schema.org/QAPage>{ARTICLE}<div class=comments>{posts}</div></body>").count(PARAGRAPH.strip()) == 14
     assert kept(f"<body>{posts}</body>").count(PARAGRAPH.strip()) == 8, "there is nothing else"
-    assert kept(f"<body><div class=comments-open>{ARTICLE}</div></body>").count(PARAGRAPH.strip()) == 6, "it holds the headline"
+    assert kept(f"<body><p>{PARAGRAPH * 3}<div class=comments-open>{ARTICLE}</div></body>").count(PARAGRAPH.strip()) == 9, "it holds the headline"
+    blog = f"<h1>Name of the blog</h1><div class=comments-open>{ARTICLE.replace('h1', 'h2')}</div><div class=sidebar><p>{PARAGRAPH * 3}</p><p>{PARAGRAPH}</p></div>"
+    assert kept(f"<body>{blog}</body>").startswith("Bridge"), "it holds the first running text"
 
 
 def test_headings_stand_and_fall_with_what_they_head():
@@ -180,6 +182,7 @@ def test_headings_stand_and_fall_with_what_they_head():
     assert [line for line in page.split("\n") if line and PARAGRAPH[:20] not in line] == ["Old", "1900", "New"]
     sections = "".join(f"<h1>{name}</h1><p>{PARAGRAPH * 3}" for name in ("Title", "First", "Second"))
     assert [line for line in kept(sections).split("\n") if line and PARAGRAPH[:20] not in line] == ["First", "Second"], "the first is the title"
+    assert not any(name in kept(f"<h1>Name of the site</h1>{ARTICLE}") for name in ("Name", "Bridge"))
     assert kept("<h1>Alone</h1>") == "Alone", "no article: nothing is left out"
 
 
