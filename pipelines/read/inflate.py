@@ -9,12 +9,14 @@ import bz2
 import io
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from contextlib import suppress
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import zstandard
 
 READ, STEP = 1 << 18, 1 << 20  # stored bytes read at once, inflated bytes held at once
+BLOCK = 1 << 17  # inflated bytes of the largest block of a zstd frame (RFC 8878, section 3.1.1.2.4)
 GZIP, ZSTD, LZ4, BZIP2 = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"BZh"
 _SKIPPABLE = b"\x2a\x4d\x18"  # bytes 1 to 3 of a skippable frame (zstd and lz4 share them); byte 0 is 0x50 to 0x5f
 _DICTIONARY = 0x5D  # byte 0 of the frame that holds the dictionary of a .warc.zst
@@ -102,9 +104,11 @@ def _gzip(file: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
         while not stream.eof:
             if not data and not (data := file.read(READ)) and not stream.unconsumed_tail:
                 raise Broken(offset, "the file ends inside a gzip member", cut=True)
+            before = stream.copy() if used else None
             try:
                 piece = stream.decompress(data, STEP)
             except zlib.error as error:
+                yield offset, _up_to_break(before or zlib.decompressobj(31), data)
                 raise Broken(offset, str(error)) from None
             left = stream.unused_data if stream.eof else stream.unconsumed_tail
             used, data = used + len(data) - len(left), left
@@ -113,35 +117,73 @@ def _gzip(file: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
         offset += used
 
 
+def _up_to_break(stream: Any, data: bytes) -> bytes:
+    """What zlib had inflated when it met the error, of which a call that fails gives nothing: asked for byte by byte, less than `STEP`."""
+    pieces = []
+    with suppress(zlib.error):
+        for at in range(len(data)):
+            pieces.append(stream.decompress(data[at : at + 1]))
+    return b"".join(pieces)
+
+
 def _bzip2(file: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
-    """One stream, as its tools write it: its records have no offsets of their own."""
-    with bz2.BZ2File(file) as stream:
-        try:
-            while piece := stream.read(STEP):
+    """As its tools write it, one stream or a few: its records have no offsets of their own."""
+    file.seek(start)
+    data = b""
+    while True:
+        while len(data := data.lstrip(b"\0")) < len(BZIP2) and (more := file.read(READ)):
+            data += more
+        if not data:
+            break
+        if not data.startswith(BZIP2):
+            raise Broken(start, "bytes that begin no bzip2 stream")
+        stream = bz2.BZ2Decompressor()
+        while not stream.eof:
+            if stream.needs_input and not data and not (data := file.read(READ)):
+                raise Broken(start, "the file ends inside a bzip2 stream", cut=True)
+            try:
+                piece = stream.decompress(data, BLOCK)
+            except OSError as error:
+                raise Broken(start, str(error)) from None
+            data = b""
+            if piece:
                 yield start, piece
-        except (OSError, EOFError) as error:
-            raise Broken(start, str(error), cut=isinstance(error, EOFError)) from None
+        data = stream.unused_data
     yield start, b""
 
 
 def _frames(file: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
     dictionary = _dictionary(file)
     end = start
-    for begin, end, magic in frame_extents(file, start):
-        if magic not in (ZSTD, LZ4):
-            continue
-        file.seek(begin)
-        frame = io.BytesIO(file.read(end - begin)) if end - begin <= STEP else _Slice(file, begin, end)
-        try:
-            if magic == ZSTD:
-                reader = zstandard.ZstdDecompressor(dict_data=dictionary, max_window_size=1 << 27).stream_reader(frame, read_size=READ)
-            else:
-                reader = pa.CompressedInputStream(pa.PythonFile(frame, mode="r"), "lz4")
-            while piece := reader.read(STEP):
-                yield begin, piece
-        except (zstandard.ZstdError, OSError) as error:
-            raise Broken(begin, str(error)) from None
+    try:
+        for begin, end, magic in frame_extents(file, start):
+            if magic in (ZSTD, LZ4):
+                for piece in _frame(file, begin, end, dictionary):
+                    yield begin, piece
+    except Broken as broken:
+        if broken.cut:  # what there is of the last frame
+            with suppress(Broken):
+                for piece in _frame(file, broken.at, file.seek(0, io.SEEK_END), dictionary):
+                    yield broken.at, piece
+        raise
     yield end, b""
+
+
+def _frame(file: BinaryIO, begin: int, end: int, dictionary: zstandard.ZstdCompressionDict | None) -> Iterator[bytes]:
+    """Small pieces: of one that fails the libraries give nothing."""
+    file.seek(begin)
+    magic = file.read(4)
+    file.seek(begin)
+    frame = io.BytesIO(file.read(end - begin)) if end - begin <= STEP else _Slice(file, begin, end)
+    try:
+        if magic == LZ4:
+            reader = pa.CompressedInputStream(pa.PythonFile(frame, mode="r"), "lz4")
+        else:
+            reader = zstandard.ZstdDecompressor(dict_data=dictionary, max_window_size=1 << 27).stream_reader(frame, read_size=READ)
+        while piece := reader.read(BLOCK):
+            yield piece
+    except (zstandard.ZstdError, OSError) as error:
+        raise Broken(begin, str(error)) from None
 
 
 def _dictionary(file: BinaryIO) -> zstandard.ZstdCompressionDict | None:

@@ -82,7 +82,7 @@ def records(payload: dict[str, Any], max_body: int = MAX_BODY, tally: Counter[st
             if grammar := _GRAMMARS.get(kind):
                 yield from _archive(file, source, codec, grammar, start, end, max_body, Counter() if tally is None else tally)
             elif kind == "jsonl":
-                yield from read_jsonl(file, source, codec or None, max_body, start, end)
+                yield from read_jsonl(file, source, codec, max_body, start, end)
             elif kind == "parquet":
                 yield from read_parquet(file, source, max_body, start, end)
             elif codec:

@@ -6,12 +6,13 @@ that datatrove, Dolma, NeMo Curator and Common Crawl derivatives use.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.read.inflate import Broken, inflate
 from pipelines.read.record import MAX_BODY, Record, identify
 
 _TEXT, _HTML, _URL = ("text", "content", "raw_content", "body"), ("html", "raw_html"), ("url", "uri", "source_url", "warc_uri")
@@ -19,14 +20,10 @@ _DATE, _TITLE = ("captured_at", "date", "timestamp", "created", "date_download",
 LONGEST_LINE = 4 * MAX_BODY  # JSON escapes may quadruple a text
 
 
-def read_jsonl(
-    file: BinaryIO, source: str, compression: str | None, max_body: int = MAX_BODY, start: int = 0, end: int | None = None
-) -> Iterator[Record]:
+def read_jsonl(file: BinaryIO, source: str, codec: str, max_body: int = MAX_BODY, start: int = 0, end: int | None = None) -> Iterator[Record]:
     """One JSON object a line, of the lines that begin in bytes [start, end); a line that is none is a `read.bad_json` row."""
-    stream: Any = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), compression) if compression else file
-    if start:
-        stream.seek(start - 1)
-    lines = _lines(stream, max(start - 1, 0))
+    before = max(start - 1, 0)
+    lines = _lines((piece for _, piece in inflate(file, before, codec)), before)
     if start:
         next(lines, None)  # the line that begins before the part, or ends with its first byte
     offset = start
@@ -36,8 +33,8 @@ def read_jsonl(
                 return
             if line.strip():
                 yield _parse(Record(source, offset, len(line), id=identify("", source, offset)), line, max_body)
-    except OSError as error:  # a compressed stream that breaks
-        yield Record(source, offset, id=identify("", source, offset, 1)).rejected("broken", f"{type(error).__name__}: {error}")
+    except Broken as broken:
+        yield Record(source, offset, id=identify("", source, offset, 1)).rejected("broken", f"{broken}, at stored byte {broken.at:,} or behind")
 
 
 def read_parquet(file: BinaryIO, source: str, max_body: int = MAX_BODY, start: int = 0, end: int | None = None) -> Iterator[Record]:
@@ -72,11 +69,11 @@ def read_page(file: BinaryIO, source: str, url: str, html: bool, max_body: int =
         yield record
 
 
-def _lines(stream: Any, position: int, block: int = 1 << 20) -> Iterator[tuple[int, bytes]]:
+def _lines(pieces: Iterable[bytes], position: int) -> Iterator[tuple[int, bytes]]:
     """(offset, line with its end); of one past the limit only the beginning is kept, the rest is passed over."""
     held: list[bytes] = []
     size = 0  # of the line being gathered, however much of it is held
-    while piece := stream.read(block):
+    for piece in pieces:
         *ends, rest = piece.split(b"\n")
         for end in ends:
             line = b"".join([*held, end, b"\n"])

@@ -1,5 +1,6 @@
 """Reading: every record once, every loss named, whatever the file is like and wherever parts are cut."""
 
+import bz2
 import collections
 import gzip
 import io
@@ -277,6 +278,36 @@ def test_archives_stored_verbatim_inside_a_gzip_member_are_no_boundary():
 def test_jsonl_parts_of_any_size(lines, part_bytes, last_end):
     data = "\n".join(lines).encode() + (b"\n" if last_end else b"")
     _same(_split(data, part_bytes, "a.jsonl")[0], _read(data, name="a.jsonl"))
+
+
+@pytest.mark.parametrize("codec", ["gzip", "zstd", "bz2", "lz4"])
+@pytest.mark.parametrize("fault", ["cut", "flipped", "padded", "two members"])
+def test_a_compressed_file_is_read_to_where_it_breaks(codec, fault):
+    """One stream over many documents, as exporters write it: what lies before the fault is read, less than a block of the codec's excepted."""
+    draw = random.Random(1)
+    texts = ["".join(draw.choices("abcdefghijklmnop ", k=500)) for _ in range(4500)]
+    pack = {"gzip": gzip.compress, "zstd": zstandard.ZstdCompressor(write_checksum=True).compress, "bz2": bz2.compress, "lz4": _lz4}[codec]
+    lines = [json.dumps({"text": text}).encode() + b"\n" for text in texts]
+    archive = _warc(*[lambda w, text=text: _response(w, "http://a.org/", b"<html>" + text.encode()) for text in texts[:2500]], compressed=False)
+    for name, packed, bodies in (
+        ("a.jsonl", pack(b"".join(lines[:3000])) + pack(b"".join(lines[3000:])) if fault == "two members" else pack(b"".join(lines)), texts),
+        ("a.warc", pack(archive), [f"<html>{text}" for text in texts[:2500]]),
+    ):
+        data = bytearray(packed)
+        if fault == "flipped":
+            for at in range(len(data) // 2, len(data) // 2 + 30):
+                data[at] ^= 0x5A
+        whole = {"cut": data[: len(data) // 2], "padded": data + bytes(100) if codec in ("gzip", "bz2") else data}.get(fault, data)
+        got = _read(bytes(whole), name=name)
+        good = [record for record in got if not record.reason and not record.damage]
+        read = [record.text if record.text is not None else record.body.decode("utf-8", "replace") for record in good]
+        if fault in ("cut", "flipped"):
+            slack = {"bz2": 1_000_000, "gzip": 40_000}.get(codec, 1 << 18) // 500  # bytes of the block that cannot be had
+            same = next((place for place, (mine, true) in enumerate(zip(read, bodies, strict=False)) if mine != true), len(read))
+            assert same >= len(bodies) // 2 - slack - 40, (codec, name)
+            assert (fault, codec) == ("flipped", "lz4") or any(record.reason or record.damage for record in got), "and, where there is a checksum, told"
+        else:
+            assert read == bodies and len(got) == len(good)
 
 
 def test_a_line_past_the_limit_is_one_loss_and_moves_no_offset(monkeypatch):
