@@ -1,21 +1,32 @@
-"""A training step (forward and backward) against transformers' NemotronHForCausalLM: same weights, same batch, same run.
+"""A training step (forward and backward) of the 18.7M-parameter model: against transformers, where its time goes, how it scales, what memory it takes.
 
-    python benchmarks/model_speed.py [--passes 8] [--profile]
+    python benchmarks/model_speed.py                    # tokens/s beside transformers' NemotronHForCausalLM: same weights, same batch, same run
+    python benchmarks/model_speed.py --mode profile     # milliseconds and share of each part of our step, and the least its products could take
+    python benchmarks/model_speed.py --mode length      # (or batch, experts) one curve
+    python benchmarks/model_speed.py --mode memory      # the scan's backward over length and chunk; a step with and without recomputation
 
-The configuration is 18.7M parameters: `MEMEM*EMEM*E`, hidden 256, 8 Mamba heads x 64 with a state of 64 in 2 groups, 16 experts of 256 of which 2
-work, a shared one of 512, vocabulary 8192; batches of 4 x 512 tokens. transformers holds bf16 weights; ours holds float32 masters and computes in
-bf16, casts included. Passes alternate and the best of each counts, for other work on the machine only ever slows one down. Beside the two: the
-share of the machine's own bf16 matmul rate, measured in the same run, that our step's matrix products amount to (`benchmarks/engine_speed.py` decodes).
+The configuration is `MEMEM*EMEM*E`, hidden 256, 8 Mamba heads x 64 with a state of 64 in 2 groups, 16 experts of 256 of which 2 work, a shared one of
+512, vocabulary 8192; batches of 4 x 512 tokens. transformers holds bf16 weights; ours holds float32 masters and computes in bf16, casts included.
+transformers runs as it comes, in a process of its own; a second one has the allocator setting our training makes (`training.allocator`). Passes alternate
+and the best of each counts, for other work on the machine only ever slows one down. `benchmarks/engine_speed.py` decodes.
 """
 
 import argparse
+import multiprocessing
+import os
+import re
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from model import HybridConfig, HybridLM
+from training.allocator import keep_freed_memory
 from training.language_loss import language_loss
 
 SHAPE = dict(
@@ -51,6 +62,10 @@ def theirs(lm: HybridLM, dtype: torch.dtype = torch.bfloat16):
         return NemotronHForCausalLM.from_pretrained(folder, dtype=dtype)
 
 
+def batch_of(batch: int = BATCH, length: int = LENGTH) -> torch.Tensor:
+    return torch.randint(0, SHAPE["vocab_size"], (batch, length), generator=torch.Generator().manual_seed(0))
+
+
 def step(lm: HybridLM, ids_BT: torch.Tensor) -> Callable[[], None]:
     """Forward and backward of ours."""
     labels_BT, mask_BT = ids_BT.roll(-1, 1), torch.ones(ids_BT.shape)
@@ -61,6 +76,42 @@ def step(lm: HybridLM, ids_BT: torch.Tensor) -> Callable[[], None]:
             parameter.grad = None
 
     return run
+
+
+# -- processes of their own ----------------------------------------------------------------------------------------
+
+
+def _their_steps(pipe: Any, kept: bool, threads: int) -> None:
+    torch.set_num_threads(threads)
+    if kept:
+        keep_freed_memory()
+    reference, ids_BT = theirs(ours()).train(), batch_of()
+    while pipe.recv():
+        reference(ids_BT, labels=ids_BT, use_cache=False).loss.backward()
+        reference.zero_grad(set_to_none=True)
+        pipe.send(True)
+
+
+@contextmanager
+def their_step(kept: bool):
+    """transformers' step, asked for through a pipe."""
+    context = multiprocessing.get_context("spawn")
+    pipe, other = context.Pipe()
+    process = context.Process(target=_their_steps, args=(other, kept, torch.get_num_threads()), daemon=True)
+    process.start()
+    try:
+        yield lambda: (pipe.send(True), pipe.recv())
+    finally:
+        pipe.send(False)
+        process.join()
+
+
+def in_fresh_process(work: Callable, *arguments: Any) -> Any:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+# -- what is measured ----------------------------------------------------------------------------------------------
 
 
 def peak() -> float:
@@ -77,33 +128,135 @@ def matmul_flops(lm: HybridLM) -> float:
     return 6.0 * (sum(parameter.numel() for parameter in lm.parameters()) - lm.embeddings.weight.numel() - resting)
 
 
-def train(arguments: argparse.Namespace) -> None:
-    lm = ours()
-    reference = theirs(lm).train()
-    ids_BT = torch.randint(0, SHAPE["vocab_size"], (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
-
-    def their_step() -> None:
-        reference(ids_BT, labels=ids_BT, use_cache=False).loss.backward()
-        reference.zero_grad(set_to_none=True)
-
-    mine, other = best(arguments.passes, step(lm, ids_BT), their_step)
-    tokens = BATCH * LENGTH
+def against_transformers(passes: int) -> None:
+    lm, again = ours(), ours()
+    again.recompute = True
+    ids_BT, tokens = batch_of(), BATCH * LENGTH
+    with ExitStack() as stack:
+        works = {"transformers": stack.enter_context(their_step(False)), "transformers, freed memory kept": stack.enter_context(their_step(True)),
+                 "gristmill": step(lm, ids_BT), "gristmill, recompute: layers": step(again, ids_BT)}
+        seconds = dict(zip(works, best(passes, *works.values())))
     print(f"threads {torch.get_num_threads()}\n\n| forward + backward, bf16 | tokens/s | ratio |\n|---|---|---|")
-    print(f"| transformers | {tokens / other:,.0f} | 1 |\n| gristmill | {tokens / mine:,.0f} | {other / mine:.2f} |")
-    print(f"\n{matmul_flops(lm) * tokens / mine / peak():.0%} of this machine's bf16 matmul rate")
-    if arguments.profile:
-        from torch.profiler import ProfilerActivity, profile
+    for name, spent in seconds.items():
+        print(f"| {name} | {tokens / spent:,.0f} | {seconds['transformers'] / spent:.2f} |")
+    rate = peak()
+    print(f"\n{matmul_flops(lm) * tokens / seconds['gristmill'] / rate:.0%} of this machine's bf16 matmul rate, {rate / 1e9:,.0f} GFLOP/s")
 
+
+PARTS = (  # what a profiler's row belongs to, by the beginning of its name
+    ("matrix products", "aten::mm", "aten::bmm", "aten::addmm"), ("SSD scan", "_Scan"), ("attention", "_Attention"), ("causal convolution", "_Conv"),
+    ("norms", "_RMSNorm", "_GatedRMSNorm"), ("softmax of the head", "_LinearCrossEntropy"), ("experts: gather, relu², combine", "_Experts", "_ReluSquared"),
+    ("casts and copies", "aten::copy_", "aten::cat", "aten::fill_"), ("all else: small operations, autograd", ""),
+)
+
+
+def where_time_goes(passes: int) -> None:
+    from torch.profiler import ProfilerActivity, profile
+
+    lm, ids_BT = ours(), batch_of()
+    run = step(lm, ids_BT)
+    whole = best(passes, run)[0]
+    least: dict[str, float] = {}
+    for _ in range(passes):
         with profile(activities=[ProfilerActivity.CPU]) as seen:
-            step(lm, ids_BT)()
-        print(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=60))
+            run()
+        spent = dict.fromkeys((part for part, *_ in PARTS), 0.0)
+        for row in seen.key_averages():
+            part = next(part for part, *names in PARTS if any(row.key.startswith(name) for name in names))
+            spent[part] += row.self_cpu_time_total / 1e3
+        least = {part: min(value, least.get(part, value)) for part, value in spent.items()}
+    floor = matmul_flops(lm) * ids_BT.numel() / peak() * 1e3
+    print(f"threads {torch.get_num_threads()}; a step takes {whole * 1e3:.0f} ms; its products take {floor:.0f} ms at the rate of a 2048 x 2048 x 2048 one\n")
+    print("| part | ms, under the profiler | share |\n|---|---|---|")
+    for part, value in least.items():
+        print(f"| {part} | {value:.1f} | {value / sum(least.values()):.0%} |")
+
+
+def curve(mode: str, passes: int) -> None:
+    print(f"threads {torch.get_num_threads()}\n")
+    if mode == "length":
+        mamba = dict(pattern="MMMMM")
+        print("| length (batch 1) | whole model, tokens/s | five Mamba layers, tokens/s |\n|---|---|---|")
+        for length in (512, 1024, 2048, 4096, 8192, 16384):
+            whole, scan = best(passes, step(ours(), batch_of(1, length)), step(ours(**mamba), batch_of(1, length)))
+            print(f"| {length:,} | {length / whole:,.0f} | {length / scan:,.0f} |")
+    if mode == "batch":
+        print("| rows of 512 tokens | tokens/s |\n|---|---|")
+        for rows in (1, 2, 4, 8, 16):
+            print(f"| {rows} | {rows * LENGTH / best(passes, step(ours(), batch_of(rows)))[0]:,.0f} |")
+    if mode == "experts":
+        print("| experts, 2 of which work | parameters | tokens/s |\n|---|---|---|")
+        for count in (4, 8, 16, 32, 64, 128):
+            lm = ours(n_routed_experts=count)
+            seconds = best(passes, step(lm, batch_of()))[0]
+            print(f"| {count} | {sum(p.numel() for p in lm.parameters()) / 1e6:.0f}M | {BATCH * LENGTH / seconds:,.0f} |")
+
+
+def peak_growth(work: Callable[[], None]) -> int:
+    """Bytes by which the process grew, at its largest, over where it stood (Linux)."""
+    status = lambda key: int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    work()
+    return status("VmHWM") - before
+
+
+def scan_growth(chunk: int, length: int) -> int:
+    """What the scan's backward adds, over inputs, outputs and what the forward kept; `chunk` replaces the kernels' own."""
+    from kernels import ssd, ssd_scan
+
+    ssd_scan.CHUNK = chunk
+
+    def forward(length: int):
+        x, B, C = (torch.randn(1, length, count, 64).requires_grad_() for count in (8, 2, 2))
+        y, _ = ssd.ssd(x, torch.rand(1, length, 8), -torch.ones(8), B, C, torch.ones(8))
+        return y, (x, B, C)
+
+    y, leaves = forward(chunk)
+    torch.autograd.grad(y.sum(), leaves)  # compiles
+    y, leaves = forward(length)
+    slope = torch.ones_like(y)
+    return peak_growth(lambda: torch.autograd.grad(y, leaves, slope))
+
+
+def step_growth(recompute: bool, length: int) -> tuple[int, float]:
+    lm = ours()
+    lm.recompute = recompute
+    step(lm, batch_of(1, 64))()
+    run = step(lm, batch_of(BATCH, length))
+    return peak_growth(run), best(2, run)[0]
+
+
+def memory() -> None:
+    lengths = (1024, 4096, 16384)
+    print("Peak growth in the scan's backward, MB (one row, 8 heads, state 64 x 64)\n")
+    print("| chunk |" + "".join(f" {n:,} |" for n in lengths) + " bytes a position |\n|---|" + "---|" * (len(lengths) + 1))
+    for chunk in (16, 32, 64):
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["NUMBA_CACHE_DIR"] = folder  # the usual cache holds code for the usual chunk
+            grown = [in_fresh_process(scan_growth, chunk, length) for length in lengths]
+        print(f"| {chunk} |" + "".join(f" {g / 1e6:.1f} |" for g in grown) + f" {(grown[-1] - grown[0]) / (lengths[-1] - lengths[0]):,.0f} |")
+    del os.environ["NUMBA_CACHE_DIR"]
+    print("\nPeak growth in a step, MB, and tokens/s\n\n| 4 rows of | recompute: none | tokens/s | recompute: layers | tokens/s |\n|---|---|---|---|---|")
+    for length in (512, 2048):
+        (plain, slow), (again, slower) = (in_fresh_process(step_growth, recompute, length) for recompute in (False, True))
+        print(f"| {length:,} | {plain / 1e6:.0f} | {BATCH * length / slow:,.0f} | {again / 1e6:.0f} | {BATCH * length / slower:,.0f} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mode", choices=("transformers", "profile", "length", "batch", "experts", "memory"), default="transformers")
     parser.add_argument("--passes", type=int, default=8)
-    parser.add_argument("--profile", action="store_true")
-    train(parser.parse_args())
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    if arguments.mode == "transformers":
+        against_transformers(arguments.passes)
+    elif arguments.mode == "profile":
+        where_time_goes(arguments.passes)
+    elif arguments.mode == "memory":
+        memory()
+    else:
+        curve(arguments.mode, arguments.passes)
 
 
 if __name__ == "__main__":
