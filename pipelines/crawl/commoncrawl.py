@@ -8,22 +8,19 @@ interrupted download goes on from the bytes that are there.
 import gzip
 import os
 import re
-import urllib.error
-import urllib.request
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
 from pipelines.errors import UserError
 from pipelines.progress import Progress, ProgressEvent
+from pipelines.storage import open_input
 
 DATA_HOST = "https://data.commoncrawl.org"  # Common Crawl's public data host
 BASE_VARIABLE = "GRISTMILL_COMMONCRAWL"  # environment variable naming a mirror
 STEP = 4 << 20  # bytes a range request
 _CRAWL = re.compile(r"CC-[A-Z]+-\d{4}(?:-\d{2,})?(?:-\d+)?")
 _KINDS = ("warc", "wet")
-_TIMEOUT = 60  # seconds without a byte
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,8 @@ def fetch(request: Request, out: str, progress: Progress, base: str | None = Non
         UserError: the crawl is unknown, or the host cannot be reached.
     """
     base = (base or os.environ.get(BASE_VARIABLE) or DATA_HOST).rstrip("/")
-    listing = b"".join(_get(f"{base}/crawl-data/{request.crawl}/{request.kind}.paths.gz"))
+    with open_input(f"{base}/crawl-data/{request.crawl}/{request.kind}.paths.gz") as file:
+        listing = file.read()
     try:
         listed = gzip.decompress(listing).decode("utf-8").split()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError):
@@ -99,17 +97,14 @@ def fetch(request: Request, out: str, progress: Progress, base: str | None = Non
 def _download(url: str, final: str, limit: int | None, progress: Progress, position: tuple[int, int]) -> None:
     partial = f"{final}.partial"
     have = os.path.getsize(partial) if os.path.exists(partial) else 0
-    with open(partial, "ab") as file:
-        while limit is None or have < limit:
-            last = have + STEP - 1 if limit is None else min(have + STEP, limit) - 1
-            received = 0
-            for block in _get(url, have, last):
-                file.write(block)
-                received += len(block)
-            have += received
+    with open_input(url) as source, open(partial, "ab") as file:
+        size = source.seek(0, os.SEEK_END)
+        end = size if limit is None else min(size, limit)
+        source.seek(have)
+        while have < end:
+            have += file.write(source.read(min(STEP, end - have)))
             progress(ProgressEvent("crawl", *position, "files", f"{have / 1e6:.0f} MB"))
-            if received < STEP and (limit is None or have < limit):
-                break  # the server's file ends here
+        file.flush()
         if limit is not None and have >= limit:
             file.truncate(whole_members(partial, limit))
     os.replace(partial, final)
@@ -133,24 +128,3 @@ def whole_members(path: str, limit: int) -> int:
                 whole = position - len(block)
                 stream = zlib.decompressobj(31)
     return whole
-
-
-def _get(url: str, first: int | None = None, last: int | None = None) -> Iterator[bytes]:
-    """The body of a URL, or bytes first..last of it; nothing where the range lies past the end."""
-    request = urllib.request.Request(url, headers={"User-Agent": "gristmill"})
-    if first is not None:
-        request.add_header("Range", f"bytes={first}-{last}")
-    try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-            if first and response.status != 206:
-                raise UserError(f"commoncrawl: {url} does not serve ranges")
-            left = None if first is None else last - first + 1
-            while (left is None or left > 0) and (block := response.read(1 << 20 if left is None else min(1 << 20, left))):
-                left = None if left is None else left - len(block)
-                yield block
-    except urllib.error.HTTPError as error:
-        if error.code == 416:
-            return
-        raise UserError(f"commoncrawl: {url}: HTTP {error.code} {error.reason}") from None
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        raise UserError(f"commoncrawl: {url} cannot be reached ({getattr(error, 'reason', error)}); pass --crawl with your own files instead") from None

@@ -114,10 +114,15 @@ def server():
                 first, last = map(int, wanted.removeprefix("bytes=").split("-"))
                 if first >= len(content):
                     return self.send_error(416)
+                about = f"bytes {first}-{min(last, len(content) - 1)}/{len(content)}"
                 content = content[first : last + 1]
             self.send_response(206 if wanted else 200)
+            if wanted:
+                self.send_header("Content-Range", about)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
+            if wanted and first and files.pop("fault", None):
+                content = content[: len(content) // 2]  # and the connection drops
             self.wfile.write(content)
 
         def log_message(self, *arguments):
@@ -161,7 +166,17 @@ def test_common_crawl_goes_on_after_an_interruption(server, tmp_path, monkeypatc
     whole = files["/crawl-data/CC-MAIN-2024-22/segments/1/warc/a.warc.gz"]
     (tmp_path / "a.warc.gz.partial").write_bytes(whole[:5000])
     (path,) = resolve("commoncrawl:CC-MAIN-2024-22", str(tmp_path))
-    assert open(path, "rb").read() == whole and requests[1][1].startswith("bytes=5000-")
+    assert open(path, "rb").read() == whole
+    assert [wanted for asked, wanted in requests if "warc/a" in asked][1].startswith("bytes=5000-"), "behind the question how long it is"
+
+
+def test_common_crawl_takes_a_dropped_connection_for_no_end(server, tmp_path, monkeypatch):
+    base, files, _ = server
+    monkeypatch.setenv(commoncrawl.BASE_VARIABLE, base)
+    files["fault"] = True
+    (tmp_path / "a.warc.gz.partial").write_bytes(files["/crawl-data/CC-MAIN-2024-22/segments/1/warc/a.warc.gz"][:5000])
+    (path,) = resolve("commoncrawl:CC-MAIN-2024-22", str(tmp_path))
+    assert "fault" not in files and open(path, "rb").read() == files["/crawl-data/CC-MAIN-2024-22/segments/1/warc/a.warc.gz"]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +186,7 @@ def test_common_crawl_goes_on_after_an_interruption(server, tmp_path, monkeypatc
         ("commoncrawl:CC-MAIN-2024-22?megs=5", "unknown parameter megs"),
         ("commoncrawl:CC-MAIN-2024-22?files=x", "numbers"),
         ("commoncrawl:CC-MAIN-2024-22?files=0", "at least 1"),
-        ("commoncrawl:CC-MAIN-2099-01", "404"),
+        ("commoncrawl:CC-MAIN-2099-01", "CC-MAIN-2099-01/warc.paths.gz: no such file"),
     ],
 )
 def test_common_crawl_mistakes(server, tmp_path, monkeypatch, source, message):
