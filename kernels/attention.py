@@ -1,8 +1,8 @@
 """Causal grouped-query attention, compiled: y_t = sum_s softmax_s(q_t·k_s / sqrt D) v_s over the positions s <= t of t's own document.
 
-The query heads of a group read the same keys and values, four of them in one pass. No position is multiplied to be masked away: a query's keys are a
-range, from its document's start to itself, which is also all there is to packed documents. Products are float32 whatever the memory holds. The backward
-keeps inputs, outputs and the log of each softmax sum, and computes the weights again.
+The query heads of a group read the same keys and values: those of a few positions meet them in one product. Hardly a position is multiplied to be masked
+away: a block's keys are a range, from its document's start to itself, which is also all there is to packed documents. Products are float32 whatever the
+memory holds. The backward keeps inputs, outputs and the log of each softmax sum, and computes the weights again.
 
 `causal_attention_reference` is torch's, with a mask. It also is the faster one where keys and values outgrow the second-level cache.
 
@@ -18,12 +18,13 @@ from numba import njit
 from torch import Tensor
 
 from kernels.bits import in_spans
-from kernels.lanes import JIT, exp, flat, load, runs_here, store
-from kernels.simd import fma, largest, splat, vload, vstore
+from kernels.lanes import JIT, exp, flat, runs_here, store
+from kernels.products import multiply, transpose
+from kernels.simd import WIDTH as LANES
+from kernels.simd import largest, scratch, splat, vload, vmul, vstore
 
-HEADS = 4  # query heads in one pass over keys
-LANES = 16
-MOST_KEYS = 1 << 16  # T x D up to which the compiled form is used: 256 KB of float32 each for keys and values
+BLOCK = 4  # positions whose queries meet keys in one product: rows of it come in fours whatever R is
+MOST_KEYS = 1 << 17  # T x D up to which the compiled form is known to be the faster: 512 KB of float32 each for keys and values
 
 
 def causal_attention_reference(q_BTHD: Tensor, k_BTJD: Tensor, v_BTJD: Tensor, seq_idx_BT: Tensor | None = None) -> Tensor:
@@ -43,7 +44,7 @@ def document_mask(seq_idx_BT: Tensor) -> Tensor:
 def causal_attention(q_BTHD: Tensor, k_BTJD: Tensor, v_BTJD: Tensor, seq_idx_BT: Tensor | None = None) -> Tensor:
     """`causal_attention_reference`, compiled where it applies. A document is a run of equal numbers in `seq_idx`."""
     heads, kv_heads, width = q_BTHD.shape[2], k_BTJD.shape[2], q_BTHD.shape[3]
-    fits = (heads // kv_heads) % HEADS == 0 and width % (2 * LANES) == 0 and q_BTHD.shape[1] * width <= MOST_KEYS
+    fits = heads % kv_heads == 0 and width % LANES == 0 and q_BTHD.shape[1] * width <= MOST_KEYS
     if not fits or not runs_here(q_BTHD, k_BTJD, v_BTJD) or not q_BTHD.dtype == k_BTJD.dtype == v_BTJD.dtype:
         return causal_attention_reference(q_BTHD, k_BTJD, v_BTJD, seq_idx_BT)
     return _Attention.apply(q_BTHD, k_BTJD, v_BTJD, _starts(q_BTHD, seq_idx_BT))
@@ -81,124 +82,84 @@ class _Attention(torch.autograd.Function):
         return dq, dk, dv, None
 
 
-# Scratch is flat: keys [T, D], transposed keys [D, T'] with T' = T padded to whole pairs of vectors, four query rows [4, D], weights [4, T'].
+# Matrices are flat: keys and values [T', D] with zeros from T to T' = T padded to whole vectors, their transposes [D, T'], a block's weights [BLOCK R, T'].
 
 
 @njit(**JIT)
 def _gather(source, at, step, length, width, rows, columns, padded):
-    """One head of [B,T,J,D] as float32 rows [T,D] and columns [D,T']."""
+    """One head of [B,T,J,D] as float32 rows [T',D] and columns [D,T']."""
     for t in range(length):
-        line = source[at + t * step:at + t * step + width]
-        for d in range(width):
-            value = load(line, d)
-            rows[t * width + d] = value
-            columns[d * padded + t] = value
+        for d in range(0, width, LANES):
+            vstore(rows, t * width + d, vload(source, at + t * step + d))
+    transpose(rows, 0, width, padded, width, columns, 0, padded)
 
 
 @njit(**JIT)
-def _products(rows, columns, begin, end, width, padded, out):
-    """out[r, s] = rows[r] · column s for four rows and at least the columns begin <= s < end."""
-    none = splat(np.float32(0.0))
-    for s in range(begin // (2 * LANES) * (2 * LANES), end, 2 * LANES):
-        a0, a1, a2, a3, b0, b1, b2, b3 = none, none, none, none, none, none, none, none
-        for d in range(width):
-            left, right = vload(columns, d * padded + s), vload(columns, d * padded + s + LANES)
-            r0, r1, r2, r3 = splat(rows[d]), splat(rows[d + width]), splat(rows[d + 2 * width]), splat(rows[d + 3 * width])
-            a0, a1, a2, a3 = fma(r0, left, a0), fma(r1, left, a1), fma(r2, left, a2), fma(r3, left, a3)
-            b0, b1, b2, b3 = fma(r0, right, b0), fma(r1, right, b1), fma(r2, right, b2), fma(r3, right, b3)
-        vstore(out, s, a0)
-        vstore(out, s + padded, a1)
-        vstore(out, s + 2 * padded, a2)
-        vstore(out, s + 3 * padded, a3)
-        vstore(out, s + LANES, b0)
-        vstore(out, s + LANES + padded, b1)
-        vstore(out, s + LANES + 2 * padded, b2)
-        vstore(out, s + LANES + 3 * padded, b3)
+def _rows(source, b, start, count, sizes, first_head, repeat, factor, out):
+    """A block's rows of [B,T,H,D], those of a position's `repeat` heads together, times `factor`; zeros past `count`."""
+    length, heads, _, width = sizes
+    for i in range(count):
+        at = ((b * length + start + i) * heads + first_head) * width
+        for d in range(0, repeat * width, LANES):
+            vstore(out, i * repeat * width + d, vmul(vload(source, at + d), splat(factor)))
+    out[count * repeat * width:] = np.float32(0.0)
 
 
 @njit(**JIT)
-def _mix(weights, rows, begin, end, width, padded, out):
-    """out[r] = sum_s weights[r, s] rows[s] for four weightings."""
-    none = splat(np.float32(0.0))
-    for d in range(0, width, 2 * LANES):
-        a0, a1, a2, a3, b0, b1, b2, b3 = none, none, none, none, none, none, none, none
-        for s in range(begin, end):
-            left, right = vload(rows, s * width + d), vload(rows, s * width + d + LANES)
-            w0, w1, w2, w3 = splat(weights[s]), splat(weights[s + padded]), splat(weights[s + 2 * padded]), splat(weights[s + 3 * padded])
-            a0, a1, a2, a3 = fma(w0, left, a0), fma(w1, left, a1), fma(w2, left, a2), fma(w3, left, a3)
-            b0, b1, b2, b3 = fma(w0, right, b0), fma(w1, right, b1), fma(w2, right, b2), fma(w3, right, b3)
-        vstore(out, d, a0)
-        vstore(out, d + width, a1)
-        vstore(out, d + 2 * width, a2)
-        vstore(out, d + 3 * width, a3)
-        vstore(out, d + LANES, b0)
-        vstore(out, d + LANES + width, b1)
-        vstore(out, d + LANES + 2 * width, b2)
-        vstore(out, d + LANES + 3 * width, b3)
-
-
-@njit(**JIT)
-def _spread(weights, rows, begin, end, width, padded, out):
-    """out[s] += sum_r weights[r, s] rows[r] for four rows: the transpose of `_mix`."""
-    for d in range(0, width, 2 * LANES):
-        a0, a1, a2, a3 = vload(rows, d), vload(rows, d + width), vload(rows, d + 2 * width), vload(rows, d + 3 * width)
-        e = d + LANES
-        b0, b1, b2, b3 = vload(rows, e), vload(rows, e + width), vload(rows, e + 2 * width), vload(rows, e + 3 * width)
-        for s in range(begin, end):
-            w0, w1, w2, w3 = splat(weights[s]), splat(weights[s + padded]), splat(weights[s + 2 * padded]), splat(weights[s + 3 * padded])
-            at = s * width + d
-            vstore(out, at, fma(w0, a0, fma(w1, a1, fma(w2, a2, fma(w3, a3, vload(out, at))))))
-            vstore(out, at + LANES, fma(w0, b0, fma(w1, b1, fma(w2, b2, fma(w3, b3, vload(out, at + LANES))))))
+def _scale_row(row, factor, out):
+    for i in range(row.size):
+        store(out, i, row[i] * factor)
 
 
 @njit(**JIT)
 def _forward(first, last, q, k, v, starts, y, partition, sizes):
     length, heads, kv_heads, width = sizes
-    padded, repeat = (length + 2 * LANES - 1) // (2 * LANES) * (2 * LANES), heads // kv_heads
-    scale = np.float32(1.0) / np.sqrt(np.float32(width))
-    rows, values = np.empty(length * width, np.float32), np.empty(length * width, np.float32)
-    columns, unused = np.zeros(width * padded, np.float32), np.empty(width * padded, np.float32)
-    queries, weights, mixed = np.empty(HEADS * width, np.float32), np.empty(HEADS * padded, np.float32), np.empty(HEADS * width, np.float32)
-    share = np.empty(HEADS, np.float32)
+    padded, repeat = (length + LANES - 1) // LANES * LANES, heads // kv_heads
+    block, scale = BLOCK * repeat, np.float32(1.0) / np.sqrt(np.float32(width))
+    rows, values, columns, unused = scratch(padded * width), scratch(padded * width), scratch(padded * width), scratch(padded * width)
+    queries, weights, mixed, shares = scratch(block * width), scratch(block * padded), scratch(block * width), scratch(block)
+    rows[:] = np.float32(0.0)
+    values[:] = np.float32(0.0)
     for task in range(first, last):
         b, j = task // kv_heads, task % kv_heads
         at = (b * length * kv_heads + j) * width
         _gather(k, at, kv_heads * width, length, width, rows, columns, padded)
         _gather(v, at, kv_heads * width, length, width, values, unused, padded)
-        for t in range(length):
-            begin, end = starts[b, t], t + 1
-            for h in range(j * repeat, (j + 1) * repeat, HEADS):
-                at = ((b * length + t) * heads + h) * width
-                source, target = q[at:at + HEADS * width], y[at:at + HEADS * width]
-                for i in range(HEADS * width):
-                    queries[i] = load(source, i) * scale
-                _products(queries, columns, begin, end, width, padded, weights)
-                for r in range(HEADS):
-                    row, total = weights[r * padded + begin:r * padded + end], np.float32(0.0)
-                    peak = largest(row, 0, end - begin)
-                    for s in range(end - begin):
-                        power = exp(row[s] - peak)
-                        row[s] = power
-                        total += power
-                    partition[b, t, h + r] = np.log(total) + peak
-                    share[r] = np.float32(1.0) / total
-                _mix(weights, values, begin, end, width, padded, mixed)
-                for r in range(HEADS):
-                    mixed_row, out = mixed[r * width:(r + 1) * width], target[r * width:(r + 1) * width]
-                    for i in range(width):
-                        store(out, i, mixed_row[i] * share[r])
+        for start in range(0, length, BLOCK):
+            count = min(BLOCK, length - start)
+            begin = starts[b, start] // LANES * LANES
+            span = (start + count - begin + LANES - 1) // LANES * LANES
+            _rows(q, b, start, count, sizes, j * repeat, repeat, scale, queries)
+            multiply(queries, 0, width, 1, columns, begin, padded, block, width, span, weights, 0, padded, 0.0)
+            for row in range(count * repeat):
+                t = start + row // repeat
+                low, high, line = starts[b, t] - begin, t + 1 - begin, weights[row * padded:row * padded + span]
+                reach, total = line[low:high], np.float32(0.0)
+                peak = largest(reach, 0, high - low)
+                for s in range(high - low):
+                    power = exp(reach[s] - peak)
+                    reach[s] = power
+                    total += power
+                line[:low] = np.float32(0.0)
+                line[high:] = np.float32(0.0)
+                partition[b, t, j * repeat + row % repeat] = np.log(total) + peak
+                shares[row] = np.float32(1.0) / total
+            multiply(weights, 0, padded, 1, values, begin * width, width, block, span, width, mixed, 0, width, 0.0)
+            for row in range(count * repeat):
+                at = ((b * length + start + row // repeat) * heads + j * repeat + row % repeat) * width
+                _scale_row(mixed[row * width:(row + 1) * width], shares[row], y[at:at + width])
 
 
 @njit(**JIT)
 def _backward(first, last, q, k, v, starts, y, partition, dy, dq, dk, dv, sizes):
     length, heads, kv_heads, width = sizes
-    padded, repeat = (length + 2 * LANES - 1) // (2 * LANES) * (2 * LANES), heads // kv_heads
-    scale = np.float32(1.0) / np.sqrt(np.float32(width))
-    rows, unused = np.empty(length * width, np.float32), np.empty(length * width, np.float32)
-    columns, value_columns = np.zeros(width * padded, np.float32), np.zeros(width * padded, np.float32)
-    queries, above, mixed = np.empty(HEADS * width, np.float32), np.empty(HEADS * width, np.float32), np.empty(HEADS * width, np.float32)
-    weights, slopes = np.empty(HEADS * padded, np.float32), np.empty(HEADS * padded, np.float32)
-    to_keys, to_values = np.empty(length * width, np.float32), np.empty(length * width, np.float32)
+    padded, repeat = (length + LANES - 1) // LANES * LANES, heads // kv_heads
+    block, one, scale = BLOCK * repeat, np.float32(1.0), np.float32(1.0) / np.sqrt(np.float32(width))
+    rows, unused, columns, value_columns = scratch(padded * width), scratch(padded * width), scratch(padded * width), scratch(padded * width)
+    queries, above, out, mixed = scratch(block * width), scratch(block * width), scratch(block * width), scratch(block * width)
+    weights, slopes, to_keys, to_values = scratch(block * padded), scratch(block * padded), scratch(padded * width), scratch(padded * width)
+    rows[:] = np.float32(0.0)
+    unused[:] = np.float32(0.0)
     for task in range(first, last):
         b, j = task // kv_heads, task % kv_heads
         at_keys = (b * length * kv_heads + j) * width
@@ -206,37 +167,40 @@ def _backward(first, last, q, k, v, starts, y, partition, dy, dq, dk, dv, sizes)
         _gather(v, at_keys, kv_heads * width, length, width, unused, value_columns, padded)
         to_keys[:] = np.float32(0.0)
         to_values[:] = np.float32(0.0)
-        for t in range(length):
-            begin, end = starts[b, t], t + 1
-            for h in range(j * repeat, (j + 1) * repeat, HEADS):
-                at = ((b * length + t) * heads + h) * width
-                source, out, slope, target = q[at:at + HEADS * width], y[at:at + HEADS * width], dy[at:at + HEADS * width], dq[at:at + HEADS * width]
-                for i in range(HEADS * width):
-                    queries[i] = load(source, i) * scale
-                for i in range(HEADS * width):
-                    above[i] = load(slope, i)
-                _products(queries, columns, begin, end, width, padded, weights)
-                _products(above, value_columns, begin, end, width, padded, slopes)
-                for r in range(HEADS):
-                    mean = np.float32(0.0)
-                    out_row, above_row = out[r * width:(r + 1) * width], above[r * width:(r + 1) * width]
-                    for d in range(width):
-                        mean += load(out_row, d) * above_row[d]
-                    row, fall, level = weights[r * padded + begin:r * padded + end], slopes[r * padded + begin:r * padded + end], partition[b, t, h + r]
-                    for s in range(end - begin):
-                        weight = exp(row[s] - level)
-                        row[s] = weight
-                        fall[s] = weight * (fall[s] - mean)
-                _mix(slopes, rows, begin, end, width, padded, mixed)
-                for i in range(HEADS * width):
-                    store(target, i, mixed[i] * scale)
-                _spread(slopes, queries, begin, end, width, padded, to_keys)
-                _spread(weights, above, begin, end, width, padded, to_values)
+        for start in range(0, length, BLOCK):
+            count = min(BLOCK, length - start)
+            begin = starts[b, start] // LANES * LANES
+            span = (start + count - begin + LANES - 1) // LANES * LANES
+            _rows(q, b, start, count, sizes, j * repeat, repeat, scale, queries)
+            _rows(dy, b, start, count, sizes, j * repeat, repeat, one, above)
+            _rows(y, b, start, count, sizes, j * repeat, repeat, one, out)
+            multiply(queries, 0, width, 1, columns, begin, padded, block, width, span, weights, 0, padded, 0.0)
+            multiply(above, 0, width, 1, value_columns, begin, padded, block, width, span, slopes, 0, padded, 0.0)
+            for row in range(block):
+                t = start + row // repeat
+                low = starts[b, t] - begin if t < length else span
+                high = t + 1 - begin if t < length else span
+                level = partition[b, t, j * repeat + row % repeat] if t < length else np.float32(0.0)
+                line, fall = weights[row * padded:row * padded + span], slopes[row * padded:row * padded + span]
+                mean, out_row, above_row = np.float32(0.0), out[row * width:(row + 1) * width], above[row * width:(row + 1) * width]
+                for d in range(width):
+                    mean += out_row[d] * above_row[d]
+                reach, fall_reach = line[low:high], fall[low:high]
+                for s in range(high - low):
+                    weight = exp(reach[s] - level)
+                    reach[s] = weight
+                    fall_reach[s] = weight * (fall_reach[s] - mean)
+                line[:low] = np.float32(0.0)
+                line[high:] = np.float32(0.0)
+                fall[:low] = np.float32(0.0)
+                fall[high:] = np.float32(0.0)
+            multiply(slopes, 0, padded, 1, rows, begin * width, width, block, span, width, mixed, 0, width, 0.0)
+            for row in range(count * repeat):
+                at = ((b * length + start + row // repeat) * heads + j * repeat + row % repeat) * width
+                _scale_row(mixed[row * width:(row + 1) * width], scale, dq[at:at + width])
+            multiply(slopes, 0, 1, padded, queries, 0, width, span, block, width, to_keys, begin * width, width, 1.0)
+            multiply(weights, 0, 1, padded, above, 0, width, span, block, width, to_values, begin * width, width, 1.0)
         for t in range(length):
             at = at_keys + t * kv_heads * width
-            key_row, value_row = dk[at:at + width], dv[at:at + width]
-            key_sum, value_sum = to_keys[t * width:(t + 1) * width], to_values[t * width:(t + 1) * width]
-            for d in range(width):
-                store(key_row, d, key_sum[d])
-            for d in range(width):
-                store(value_row, d, value_sum[d])
+            _scale_row(to_keys[t * width:(t + 1) * width], one, dk[at:at + width])
+            _scale_row(to_values[t * width:(t + 1) * width], one, dv[at:at + width])

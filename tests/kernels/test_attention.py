@@ -27,7 +27,7 @@ def compiled(monkeypatch):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("length, heads, kv_heads, width", [(1, 4, 1, 32), (33, 8, 2, 32), (70, 8, 1, 64), (129, 4, 1, 32)])
+@pytest.mark.parametrize("length, heads, kv_heads, width", [(1, 4, 1, 32), (33, 8, 2, 32), (70, 8, 1, 64), (129, 4, 1, 32), (38, 6, 3, 16), (51, 3, 3, 48)])
 def test_values_and_gradients_are_those_of_float64(compiled, length, heads, kv_heads, width, packed):
     *tensors, weight, ids = problem(length, heads, kv_heads, width)
     ids = ids if packed else None
