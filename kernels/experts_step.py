@@ -47,6 +47,7 @@ def experts_step(words, at, inputs, chosen, shares, sizes):
                     mine[count], share[count] = m, shares[m, k]
                     gathered[count * width:(count + 1) * width] = inputs[m * width:(m + 1) * width]
                     count += 1
+                    break  # once, even if all scores are NaN
         if count:
             up = at + e * (up_size + down_size)
             result = mlp(words, up, up + up_size, gathered, count, outer, inner, outer)

@@ -18,9 +18,10 @@ from numba import njit
 
 from kernels.attention_step import attention_step
 from kernels.experts_step import experts_step, mlp, route
-from kernels.lanes import JIT
-from kernels.mamba_step import mamba_step
-from kernels.skinny import as_words, linear, padded, product, words_of
+from kernels.lanes import JIT, load
+from kernels.mamba_step import accept, mamba_step
+from kernels.simd import largest
+from kernels.skinny import PANEL, as_words, linear, padded, product, words_of
 
 MAMBA, ATTENTION, EXPERTS, MLP, JOIN = range(5)
 # a layer is a row of `table`: its kind, which of the cache's layers it is, and where its parts begin, in `small` or in `words`
@@ -114,6 +115,71 @@ def step(x, ahead, starts, slots, past, words, small, table, final_norm, conv, s
 def head(hidden, words, at, rows, width, first, last, out, stride):
     """Logits of panels first <= n / 32 < last, into out [rows, stride]."""
     product(words, at, as_words(hidden, words), rows, words_of(width, words), first, last, out, stride)
+
+
+@njit(**JIT)
+def greedy(tokens, slots, past, guesses, embeddings, words, small, table, final_norm, at, vocabulary, conv, ssm, keys, values, later_inputs, later_states,
+           later, later_rows, layers, draft_past, draft_table, draft_norm, draft_conv, draft_ssm, draft_keys, draft_values, sizes, draft_sizes, eps, scaling):
+    """A whole round of greedy decoding: reads tokens [A, T] (each row's last and its guesses), and returns the most likely token after each of them [A, T],
+    how many of those stand [A] (one more than guesses that were right), and new guesses [A, K] by the draft block. embeddings: flat [V, D]; words[at:]:
+    the head; `layers` Mamba layers. Guesses are left behind the draft block's past, to be written over."""
+    count, length = tokens.shape
+    width = sizes.hidden
+    starts = np.arange(count + 1) * length
+    x = _embed(embeddings, tokens.reshape(-1), width)
+    hidden = step(x, x, starts, slots, past, words, small, table, final_norm, conv, ssm, keys, values, later_inputs, later_states, length > 1, later,
+                  later_rows, sizes, eps, scaling)
+    chosen = _most_likely(hidden, words, at, vocabulary, width).reshape(count, length)
+    counts, guessed = np.ones(count, np.int64), np.empty((count, guesses), np.int64)
+    for a in range(count):
+        while counts[a] < length and chosen[a, counts[a] - 1] == tokens[a, counts[a]]:
+            counts[a] += 1
+    if length > 1:
+        accept(counts, slots, length, layers, sizes, conv, ssm, later_inputs, later_states, later, later_rows)
+    if guesses:
+        ends = np.zeros(count + 1, np.int64)
+        ends[1:] = np.cumsum(counts)
+        before, ids = np.empty(ends[-1] * width, np.float32), np.empty(ends[-1], np.int64)
+        for a in range(count):
+            before[ends[a] * width:ends[a + 1] * width] = hidden[starts[a] * width:(starts[a] + counts[a]) * width]
+            ids[ends[a]:ends[a + 1]] = chosen[a, :counts[a]]
+        for i in range(guesses):
+            ahead = _embed(embeddings, ids, width)
+            drafted = step(before, ahead, ends, slots, draft_past, words, small, draft_table, draft_norm, draft_conv, draft_ssm, draft_keys, draft_values,
+                           draft_conv, draft_ssm, False, 0, 0, draft_sizes, eps, scaling)
+            before = np.empty(count * width, np.float32)
+            for a in range(count):
+                before[a * width:(a + 1) * width] = drafted[(ends[a + 1] - 1) * width:ends[a + 1] * width]
+            ids = _most_likely(before, words, at, vocabulary, width)
+            guessed[:, i] = ids
+            draft_past, ends = draft_past + (ends[1:] - ends[:-1]), np.arange(count + 1)
+    return chosen, counts, guessed
+
+
+@njit(**JIT)
+def _embed(embeddings, tokens, width):
+    """The tokens' rows, float32."""
+    out = np.empty(len(tokens) * width, np.float32)
+    for m in range(len(tokens)):
+        row = tokens[m] * width
+        for d in range(width):
+            out[m * width + d] = load(embeddings, row + d)
+    return out
+
+
+@njit(**JIT)
+def _most_likely(hidden, words, at, vocabulary, width):
+    """The head's largest logit of each row (the first of equals)."""
+    rows, stride = len(hidden) // width, padded(vocabulary)
+    logits, out = np.empty(rows * stride, np.float32), np.empty(rows, np.int64)
+    head(hidden, words, at, rows, width, 0, stride // PANEL, logits, stride)
+    for m in range(rows):
+        begin, n = m * stride, 0
+        most = largest(logits, begin, begin + vocabulary)
+        while n < vocabulary - 1 and logits[begin + n] != most:
+            n += 1
+        out[m] = n
+    return out
 
 
 @njit(**JIT)

@@ -59,16 +59,14 @@ def mamba_step(projected, stride, starts, places, small, at, conv, ssm, sizes, e
                 dt = raw if raw > np.float32(20.0) else np.float32(np.log1p(np.exp(raw)))
                 decay = np.float32(np.exp(dt * rate))
                 to = (first + t) * inner + h * width
-                if keep:
-                    now = ((later + first + t) * heads + h) * whole
-                    if t == 0:
-                        later_states[now:now + whole] = ssm[state:state + whole]
-                    else:
-                        before = now - heads * whole
-                        later_states[now:now + whole] = later_states[before:before + whole]
-                    _advance(later_states, now, width, size, decay, dt, skip, mixed, row + h * width, row + group, row + group + groups * size, out, to)
+                x, key, query = row + h * width, row + group, row + group + groups * size
+                now = ((later + first + t) * heads + h) * whole
+                if not keep:
+                    _advance(ssm, state, ssm, state, width, size, decay, dt, skip, mixed, x, key, query, out, to)
+                elif t == 0:
+                    _advance(ssm, state, later_states, now, width, size, decay, dt, skip, mixed, x, key, query, out, to)
                 else:
-                    _advance(ssm, state, width, size, decay, dt, skip, mixed, row + h * width, row + group, row + group + groups * size, out, to)
+                    _advance(later_states, now - heads * whole, later_states, now, width, size, decay, dt, skip, mixed, x, key, query, out, to)
         for t in range(length):
             _gate(projected, (first + t) * stride, out, (first + t) * inner, inner, groups, small, at_dt_bias + 3 * heads, eps)
     return out
@@ -92,8 +90,8 @@ def _convolve(inputs, length, channels, small, at):
 
 
 @njit(**JIT)
-def _advance(state, at, width, size, decay, dt, skip, mixed, x, key, query, out, to):
-    """state[p] = decay * state[p] + dt * x[p] * key; out[p] = state[p] · query + skip * x[p]: eight rows p share what they load and add up."""
+def _advance(before, at, after, target, width, size, decay, dt, skip, mixed, x, key, query, out, to):
+    """after[p] = decay * before[p] + dt * x[p] * key; out[p] = after[p] · query + skip * x[p]: eight rows p share what they load and add up."""
     keeps, none, sums = splat(decay), splat(np.float32(0.0)), np.empty(16, np.float32)
     for p in range(0, width, ROWS):
         t0, t1, t2, t3, t4, t5, t6, t7 = none, none, none, none, none, none, none, none
@@ -102,25 +100,25 @@ def _advance(state, at, width, size, decay, dt, skip, mixed, x, key, query, out,
         a4, a5, a6, a7 = splat(mixed[i + 4] * dt), splat(mixed[i + 5] * dt), splat(mixed[i + 6] * dt), splat(mixed[i + 7] * dt)
         for n in range(0, size, 16):
             keys, queries = vload(mixed, key + n), vload(mixed, query + n)
-            j = at + p * size + n
-            t0 = _row(state, j, keeps, a0, keys, queries, t0)
-            t1 = _row(state, j + size, keeps, a1, keys, queries, t1)
-            t2 = _row(state, j + 2 * size, keeps, a2, keys, queries, t2)
-            t3 = _row(state, j + 3 * size, keeps, a3, keys, queries, t3)
-            t4 = _row(state, j + 4 * size, keeps, a4, keys, queries, t4)
-            t5 = _row(state, j + 5 * size, keeps, a5, keys, queries, t5)
-            t6 = _row(state, j + 6 * size, keeps, a6, keys, queries, t6)
-            t7 = _row(state, j + 7 * size, keeps, a7, keys, queries, t7)
+            source, j = at + p * size + n, target + p * size + n
+            t0 = _row(before, source, after, j, keeps, a0, keys, queries, t0)
+            t1 = _row(before, source + size, after, j + size, keeps, a1, keys, queries, t1)
+            t2 = _row(before, source + 2 * size, after, j + 2 * size, keeps, a2, keys, queries, t2)
+            t3 = _row(before, source + 3 * size, after, j + 3 * size, keeps, a3, keys, queries, t3)
+            t4 = _row(before, source + 4 * size, after, j + 4 * size, keeps, a4, keys, queries, t4)
+            t5 = _row(before, source + 5 * size, after, j + 5 * size, keeps, a5, keys, queries, t5)
+            t6 = _row(before, source + 6 * size, after, j + 6 * size, keeps, a6, keys, queries, t6)
+            t7 = _row(before, source + 7 * size, after, j + 7 * size, keeps, a7, keys, queries, t7)
         vstore(sums, 0, vsum8(t0, t1, t2, t3, t4, t5, t6, t7))
         for r in range(ROWS):
             out[to + p + r] = sums[r] + skip * mixed[i + r]
 
 
 @njit(inline="always", **JIT)
-def _row(state, j, keeps, add, keys, queries, total):
-    prefetch(state, j + AHEAD)
-    new = fma(add, keys, vmul(vload(state, j), keeps))
-    vstore(state, j, new)
+def _row(before, i, after, j, keeps, add, keys, queries, total):
+    prefetch(before, i + AHEAD)
+    new = fma(add, keys, vmul(vload(before, i), keeps))
+    vstore(after, j, new)
     return fma(new, queries, total)
 
 
@@ -139,3 +137,17 @@ def _gate(projected, z, y, at, inner, groups, small, weight, eps):
         scale = np.float32(1.0) / np.sqrt(squares / np.float32(part) + eps)
         for i in range(part):
             parts[i] = parts[i] * scale * weights[i]
+
+
+@njit(**JIT)
+def accept(counts, slots, length, layers, sizes, conv, ssm, later_inputs, later_states, later, later_rows):
+    """Slots become what they were after counts[a] of the `length` positions of a step with `keep`, in all `layers`."""
+    channels = sizes.mamba_heads * sizes.mamba_width + 2 * sizes.groups * sizes.state_size
+    taps, whole = (TAPS - 1) * channels, sizes.mamba_heads * sizes.mamba_width * sizes.state_size
+    for layer in range(layers):
+        for a in range(len(counts)):
+            row = layer * later_rows + later + a * length
+            place, begin = layer * sizes.slots + slots[a], row // length * (taps + length * channels) + counts[a] * channels
+            conv[place * taps:(place + 1) * taps] = later_inputs[begin:begin + taps]
+            begin = (row + counts[a] - 1) * whole
+            ssm[place * whole:(place + 1) * whole] = later_states[begin:begin + whole]

@@ -119,8 +119,7 @@ class Cache:
         pending, counts_B = self.pending, torch.as_tensor(counts)
         assert pending is not None and bool((counts_B >= 1).all()) and bool((counts_B <= pending.length).all())
         every_B = torch.arange(len(counts_B))
-        columns_BW = counts_B[:, None] + torch.arange(self.conv.shape[2])
-        self.conv[:, pending.slots_B] = pending.inputs[:, every_B[:, None], columns_BW]
+        self.conv[:, pending.slots_B] = pending.inputs[:, every_B[:, None], counts_B[:, None] + torch.arange(self.conv.shape[2])]
         self.ssm[:, pending.slots_B] = pending.states[:, every_B, counts_B - 1]
         self.lengths[pending.slots_B] += counts_B
         self.pending = None

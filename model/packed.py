@@ -97,9 +97,10 @@ class Packed:
             ends[array, at] = ends.get(array, self._length[array])
             ends[array] = at
         self.pieces = [_Piece(getattr(self, array)[at:ends[array, at]], parameters, write, []) for array, at, parameters, write in self._planned]
-        self.watched = [p for piece in self.pieces for p in piece.parameters]
+        self.watched = [self.lm.embeddings.weight, *(p for piece in self.pieces for p in piece.parameters)]
         self.versioned = [p for p in self.watched if not p.is_inference()]
         self.seen: list[int] = []
+        self._later: tuple[np.ndarray, np.ndarray] | None = None  # what guesses leave behind, kept from round to round
         self.refresh()
 
     @property
@@ -132,6 +133,7 @@ class Packed:
             if stamps != piece.stamps:
                 piece.write(piece.target, piece.parameters)
                 piece.stamps = stamps
+        self.embeddings = flat(self.lm.embeddings.weight)
         self.seen = now
 
     # ---- layout
@@ -203,6 +205,37 @@ class Packed:
         out_BTD = torch.zeros(batch, length, self.width)
         out_BTD[real] = torch.from_numpy(out).view(-1, self.width)
         return out_BTD
+
+    def greedy(self, tokens_AT: np.ndarray, cache: Cache, drafts: Cache | None, guesses: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A round of greedy decoding for slots 0..A-1, nothing asked for but the tokens, in one call: (most likely token after each [A,T], how many of them
+        stand [A], the MTP block's next guesses [A,K])."""
+        count, length = tokens_AT.shape
+        slots_A, _ = cache.claim(count, length, None, None)
+        state, layers = cache.arrays, len(cache.conv)
+        later = state[:2]
+        if length > 1:
+            size = count * length
+            if self._later is None or len(self._later[1]) < layers * size * cache.ssm[0, 0].numel():
+                held = cache.hold(slots_A, length)
+                self._later, cache.pending = (flat(held.inputs), flat(held.states)), None
+            later = self._later
+        past_A, draft = cache.lengths.numpy(), drafts or cache
+        draft_past_A = draft.lengths.numpy()
+        draft_table, draft_norm = (self.draft_table, self.draft_norm) if guesses else (self.table[:0], 0)
+        sizes, draft_sizes = (self.sizes._replace(slots=c.slots, room=c.room) for c in (cache, draft))
+        chosen_AT, counts_A, guessed_AK = np.empty((count, length), np.int64), np.empty(count, np.int64), np.empty((count, guesses), np.int64)
+
+        def span(a: int, b: int) -> None:
+            chosen_AT[a:b], counts_A[a:b], guessed_AK[a:b] = kernel.greedy(
+                tokens_AT[a:b], slots_A[a:b], past_A[a:b], guesses, self.embeddings, self.words, self.small, self.table, self.final_norm, self.head_at,
+                self.vocabulary, *state, *later, a * length, count * length, layers, draft_past_A[a:b], draft_table, draft_norm, *draft.arrays,
+                sizes, draft_sizes, self.eps, self.scaling)
+
+        in_spans(span, count, count * length * len(self.words))
+        past_A[:count] += counts_A
+        if guesses:
+            draft_past_A[:count] += counts_A
+        return chosen_AT, counts_A, guessed_AK
 
     @staticmethod
     def _flat(x: Tensor) -> np.ndarray:

@@ -20,6 +20,7 @@ from model.engine.reading import Reader
 from model.engine.slots import Sequence, Slots
 from model.engine.speculate import Drafter
 from model.engine.writing import Ended, Writer
+from model.packed import Packed
 
 PREFILL_TOKENS = 8192  # of prompts in one step
 
@@ -82,8 +83,22 @@ class Scheduler:
         read_AT = self.slots.last[:active, None]
         if guessed:
             read_AT = np.concatenate([read_AT, self.drafter.tokens_SK[:active]], 1)
+        if self.slots.plain and not self.budget.used and (packed := self.lm.packed()):
+            return self._decode_plain(packed, read_AT, begun)
         hidden_ATD = self.lm.hidden(torch.from_numpy(read_AT), cache=self.cache, tentative=guessed)
         return self._write(hidden_ATD, 0, read_AT[:, 1:], begun)
+
+    def _decode_plain(self, packed: Packed, read_AT: np.ndarray, begun: float) -> list[Sequence]:
+        """The same where all are greedy and ask for nothing but tokens: one compiled call chooses, checks guesses and makes new ones."""
+        active, drafter = read_AT.shape[0], self.drafter
+        self.guessing = drafter is not None and drafter.payoff.next(active)
+        tokens_AT, counts_A, guesses_AK = packed.greedy(read_AT, self.cache, drafter and drafter.cache, drafter.guesses if self.guessing else 0)
+        ended = self.writer.write_plain(tokens_AT, counts_A)
+        if drafter:
+            if self.guessing:
+                drafter.tokens_SK[:active] = guesses_AK
+            drafter.payoff.note(active, read_AT.shape[1] > 1, time.perf_counter() - begun, int(counts_A.sum()))
+        return self._release(ended)
 
     def _write(self, hidden_ATD: Tensor, first: int, guesses_AK: np.ndarray, begun: float | None = None) -> list[Sequence]:
         """Tokens for slots first, first+1, ... from their hidden states; returns the sequences that end with them."""
@@ -101,9 +116,9 @@ class Scheduler:
         if first == 0:
             self.guessing = self.drafter.payoff.next(len(self.running))
         if self.guessing:
-            at_A = self.slots.written[first:len(self.running)]
+            at_A1 = self.slots.written[first:len(self.running), None]
             self.drafter.guess(first, hidden_ATD, tokens_AT, counts_A,
-                               lambda logits_AV, i: self.writer.choose(logits_AV[:, None], first, at_A[:, None] + i)[0][:, 0])
+                               lambda logits_AV, i: self.writer.choose(logits_AV[:, None], first, at_A1 + i)[0][:, 0])
 
     def _release(self, ended: Ended) -> list[Sequence]:
         """Fill the outputs of the ended slots and close the holes they leave."""

@@ -57,6 +57,7 @@ class Slots:
         self.with_stops = np.array([s.slot for s in self.running if s.params.stop], np.int64)
         self.with_top = np.array([s.slot for s in self.running if s.params.top_logprobs], np.int64)
         self.with_grammar = np.array([s.slot for s in self.running if s.matcher], np.int64)
+        self.plain = not (self.sampled or self.logprobs or len(self.with_top) or len(self.with_grammar))  # greedy, and nothing but tokens
 
     def occupy(self, sequences: list[Sequence]) -> None:
         """Put sequences into the next slots."""

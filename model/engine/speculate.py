@@ -41,8 +41,8 @@ class Drafter:
         `choose(logits_AV, i)` draws the i-th token from here as the sampler will."""
         here, rows = slice(first, first + len(counts_A)), np.arange(len(counts_A))
         slots, longest = rows + first, int(counts_A.max())
-        hidden_AD = self.lm.draft_hidden(hidden_ATD[:, :longest], torch.from_numpy(tokens_AT[:, :longest]), self.cache, slots=slots,
-                                         lengths=counts_A)[rows, counts_A - 1]
+        hidden_ATD, ids_AT = hidden_ATD[:, :longest], torch.from_numpy(tokens_AT[:, :longest])
+        hidden_AD = self.lm.draft_hidden(hidden_ATD, ids_AT, self.cache, slots=slots, lengths=counts_A)[rows, counts_A - 1]
         lengths = self.cache.lengths[here].clone()
         for i in range(self.guesses):
             tokens_A = self.tokens_SK[here, i] = choose(self.lm.logits(hidden_AD), i)

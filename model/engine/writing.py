@@ -62,9 +62,21 @@ class Writer:
         for slot in (slot for slot in slots.with_top if slot >= first):
             params, output = slots.running[slot].params, slots.running[slot].output
             output.top_logprobs += sampling.most_likely(logits_ATV[slot - first, :counts_A[slot - first]], params.top_logprobs)
-        slots.last[here] = tokens_AT[:, 0] if length == 1 else tokens_AT[np.arange(rows), counts_A - 1]
-        written_A += counts_A
+        self._note(first, tokens_AT, counts_A)
         return tokens_AT, counts_A, ended
+
+    def write_plain(self, tokens_AT: np.ndarray, counts_A: np.ndarray) -> Ended:
+        """Record tokens that are chosen already, in slots that are all `plain` (without a budget), counts[a] of each row; returns which slots end."""
+        slots, (rows, length) = self.slots, tokens_AT.shape
+        slots.tokens_SL[np.arange(rows)[:, None], slots.written[:rows, None] + np.arange(length)] = tokens_AT
+        ended = self._ends(0, tokens_AT, counts_A)
+        self._note(0, tokens_AT, counts_A)
+        return ended
+
+    def _note(self, first: int, tokens_AT: np.ndarray, counts_A: np.ndarray) -> None:
+        here = slice(first, first + len(tokens_AT))
+        self.slots.last[here] = tokens_AT[np.arange(len(tokens_AT)), counts_A - 1]
+        self.slots.written[here] += counts_A
 
     def _mask_grammars(self, logits_ATV: Tensor, first: int) -> Tensor:
         watched = [slot for slot in self.slots.with_grammar if slot >= first]

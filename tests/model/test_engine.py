@@ -111,7 +111,7 @@ class Scripted(torch.nn.Module):
     def __init__(self, script: list[int], prompt_length: int, config) -> None:
         super().__init__()
         self.script, self.prompt_length, self.config = script, prompt_length, config
-        self.unchanging = nullcontext
+        self.unchanging, self.packed = nullcontext, lambda: None
 
     def logits(self, hidden):
         return hidden

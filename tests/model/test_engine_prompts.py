@@ -32,7 +32,8 @@ def test_long_prompts_are_read_in_bounded_steps_while_others_write(lm, tokenizer
     engine = Engine(lm, tokenizer, max_slots=3, max_length=600, prefill_tokens=128)
     widths, hidden = [], lm.hidden
     monkeypatch.setattr(lm, "hidden", lambda ids, **kw: widths.append(tuple(ids.shape)) or hidden(ids, **kw))
-    short, long = engine.submit(tokens(5, 2), SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)), engine.submit(tokens(500, 3), GREEDY)
+    watched = {"temperature": 0, "ignore_eos": True, "logprobs": True}  # greedy tokens alone would come from a call of their own
+    short, long = (engine.submit(tokens(n, n), SamplingParams(max_tokens=new, **watched)) for n, new in ((5, 8), (500, 6)))
     while engine.busy:
         engine.step()
     assert max(a * b for a, b in widths) <= 128

@@ -53,11 +53,15 @@ def test_accepting_some_equals_having_read_only_those(lm):
 
 @pytest.mark.parametrize("guesses", [1, 3])
 def test_greedy_is_plain_decoding(guessing_lm, tokenizer, guesses):
-    given = prompts(7, seed=12)
-    engine = Engine(guessing_lm, tokenizer, max_slots=3, max_length=64, guesses=guesses, always_guess=True)
-    outputs = engine.generate(given, SamplingParams(temperature=0, max_tokens=15, ignore_eos=True))
-    assert [o.outputs[0].token_ids for o in outputs] == [naive_greedy(guessing_lm, p, 15) for p in given]
-    assert 1 <= engine.scheduler.drafter.payoff.acceptance_length <= guesses + 1
+    """In one compiled call a round, and (as soon as anything but tokens is asked for) in several: the same tokens and the same guesses."""
+    given, accepted = prompts(7, seed=12), []
+    wanted = [naive_greedy(guessing_lm, p, 15) for p in given]
+    for more in ({}, {"logprobs": True}):
+        engine = Engine(guessing_lm, tokenizer, max_slots=3, max_length=64, guesses=guesses, always_guess=True)
+        outputs = engine.generate(given, SamplingParams(temperature=0, max_tokens=15, ignore_eos=True, **more))
+        assert [o.outputs[0].token_ids for o in outputs] == wanted
+        accepted.append(engine.scheduler.drafter.payoff.acceptance_length)
+    assert 1 <= accepted[0] == accepted[1] <= guesses + 1
 
 
 def test_every_kind_of_request_is_served_alike(guessing_lm, tokenizer):
@@ -88,7 +92,8 @@ def test_good_guesses_are_taken(tokenizer, guessing_lm, monkeypatch):
         drafter.tokens_SK[0] = wanted[written:written + 3]
 
     monkeypatch.setattr(drafter, "guess", oracle)
-    output = engine.generate([prompt], SamplingParams(temperature=0, max_tokens=new, ignore_eos=True))[0].outputs[0]
+    wants = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, logprobs=True)  # what only tokens are asked of is guessed by compiled code
+    output = engine.generate([prompt], wants)[0].outputs[0]
     assert output.token_ids == wanted[:new] and drafter.payoff.acceptance_length > 3.8
 
 
