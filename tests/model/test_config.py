@@ -32,6 +32,12 @@ def test_released_sizes(name, total, active, uncounted, mtp, layers):
     assert tuple(config.pattern.count(c) for c in "ME*") == layers
 
 
+def test_supers_published_active_parameters_leave_the_routers_out():
+    config = HybridConfig.super()
+    routers = config.pattern.count("E") * config.n_routed_experts * config.hidden_size
+    assert counts(config)[1] - routers == pytest.approx(12.7e9, rel=3e-3)
+
+
 @pytest.mark.parametrize("config", [HybridConfig.tiny(), HybridConfig.small(), HybridConfig.nano(), HybridConfig.super(), HybridConfig.ultra(mtp_depth=3)])
 def test_hf_round_trip(config):
     written = json.loads(json.dumps(config.to_hf()))
