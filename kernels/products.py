@@ -3,6 +3,8 @@
 `multiply` walks tiles of 4 rows by 4 vectors, whose 16 sums stay in registers while the inner dimension passes by: two vectors loaded for four
 multiply-adds. Tiles are written out in LLVM by a Python loop over their sums, for numba has no arrays of registers. Matrices lie in flat arrays; a place
 in one is its first element and the distances between rows (and, on the left, between columns: a transposed left side costs nothing).
+
+numba's on-disk cache watches only the file a compiled function is written in: after changing this file, delete `kernels/__pycache__/*.nb[ci]`.
 """
 
 from __future__ import annotations

@@ -99,13 +99,6 @@ def vmul(typing_context, a, b):
 
 
 @intrinsic
-def vadd(typing_context, a, b):
-    def emit(context, builder, signature, arguments):
-        return builder.fadd(*arguments)
-    return lanes(lanes, lanes), emit
-
-
-@intrinsic
 def vsum8(typing_context, a, b, c, d, e, f, g, h):
     """Lane i = the sum of the i-th vector's lanes, eight of them; the other lanes are 0. Pairs share their additions: a third of eight sums' work."""
     def emit(context, builder, signature, arguments):
