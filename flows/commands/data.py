@@ -96,7 +96,7 @@ def compare_recipes(
     from pipelines.recipe import load_recipe
 
     recipes = [load_recipe(CurateRecipe, name) for name in (first, second)]
-    with progress_on_screen(quiet or json) as progress, open_cluster(0 if workers is None else workers) as cluster:
+    with progress_on_screen(quiet or json) as progress, open_cluster(workers) as cluster:
         found = compare(*recipes, dataset, cluster=cluster, progress=progress)
     (rows_a, words_a), (rows_b, words_b) = found.kept("before"), found.kept("after")
     facts = {"rows": found.rows, "never measured": found.unmeasured, f"{first} keeps": rows_a, f"{second} keeps": rows_b}

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from filters.signals import SIGNAL_TYPE
 from pipelines.cluster import Cluster
 from pipelines.curate.judge import verdicts
 from pipelines.curate.recipe import CurateRecipe
@@ -23,7 +22,7 @@ from pipelines.progress import Progress, ProgressEvent, silent
 
 KEPT = "kept"
 EXAMPLES = 3  # of each move: the first in the dataset's order
-_COLUMNS = ("id", "url", "language", "signals", "license_class")
+_COLUMNS = ("id", "url", "language", "license_class")
 
 
 @dataclass
@@ -81,7 +80,9 @@ def compare(first: CurateRecipe, second: CurateRecipe, dataset: str, cluster: Cl
 def _compare_part(first: CurateRecipe, second: CurateRecipe, file: str) -> tuple[int, int, dict[tuple[str, str], Move]]:
     rows = unmeasured = 0
     moves: dict[tuple[str, str], Move] = {}
-    for batch in read_batches(file, _COLUMNS, batch_size=8192):
+    asked = {signal for recipe in (first, second) for family in recipe.tables() for rule in family for signal in rule.signals}
+    columns = [*_COLUMNS, *(f"signals.{name}" for name in sorted({"words", "characters", *asked}))]  # of some eighty signals, those that a rule reads
+    for batch in read_batches(file, columns, batch_size=8192):
         rows += batch.num_rows
         measured = batch.filter(pc.is_valid(batch["signals"]))
         unmeasured += batch.num_rows - measured.num_rows
@@ -93,7 +94,7 @@ def _compare_part(first: CurateRecipe, second: CurateRecipe, file: str) -> tuple
 def _moves(batch: pa.RecordBatch, first: CurateRecipe, second: CurateRecipe) -> Iterator[Move]:
     if not batch.num_rows:
         return
-    signals, languages, licences = batch["signals"].cast(SIGNAL_TYPE), batch["language"].to_pylist(), batch["license_class"].to_pylist()
+    signals, languages, licences = batch["signals"], batch["language"].to_pylist(), batch["license_class"].to_pylist()
     sides = [verdicts(signals, languages, licences, recipe) for recipe in (first, second)]
     pairs = [(before or KEPT, after or KEPT) for before, after in zip(sides[0][0], sides[1][0], strict=True)]
     words, characters = (signals.field(name).to_numpy(zero_copy_only=False) for name in ("words", "characters"))
