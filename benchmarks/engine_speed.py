@@ -2,6 +2,7 @@
 
     python benchmarks/engine_speed.py                          # batch 1 and 16, float32 and bf16
     python benchmarks/engine_speed.py --batch 16 --dtype bfloat16 --profile
+    python benchmarks/engine_speed.py --floor                  # what a step must read and multiply, at this machine's rates
     python benchmarks/engine_speed.py --guess MODEL --batch 1 8    # guessing ahead with a trained model's MTP block against plain decoding
 
 The 18.7M-parameter configuration of benchmarks/model_speed.py; prompts of 32 tokens, 128 new ones (nothing stops early). Tokens/s counts new tokens
@@ -14,11 +15,13 @@ import pstats
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from model_speed import SHAPE, best, theirs
 
+from kernels.skinny import PANEL, product
 from model import HybridConfig, HybridLM
 from model.engine import Engine, SamplingParams
 
@@ -59,6 +62,38 @@ def compare(batch: int, dtype: torch.dtype, passes: int, prompt: int, new: int, 
     print(f"| {batch} | {str(dtype)[6:]} | {tokens / other:,.0f} | {tokens / mine:,.0f} | {other / mine:.1f} | {equal:.1%} |", flush=True)
 
 
+def floor() -> None:
+    """Least times of a step on one thread: weights and states read at the rate of one product's weights passing, multiplied at the rate of many rows."""
+    config = HybridConfig(**SHAPE)
+    lm = HybridLM(config, seed=None)
+    big = [p for p in lm.parameters() if p.dim() > 1 and p is not lm.embeddings.weight]
+    routed = sum(p.numel() for p in big if p.dim() == 3 and len(p) == config.n_routed_experts)
+    shared = sum(p.numel() for p in big) - routed
+    state = 4 * config.pattern.count("M") * config.d_inner * config.ssm_state_size
+    print("| dtype | batch | weights, MB | states read and written, MB | ms to read from cache | from memory | GFLOP | ms to multiply |")
+    print("|---|---|---|---|---|---|---|---|")
+    for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
+        near, far, peak = passing(dtype, 8 << 20, 1)[0], passing(dtype, 256 << 20, 1)[0], passing(dtype, 1 << 20, 16)[1]
+        for batch in (1, 16):
+            share = config.num_experts_per_tok / config.n_routed_experts
+            read = size * (shared + routed * (1 - (1 - share) ** batch))
+            moved, flop = 2 * batch * state, 2 * batch * (shared + routed * share)
+            least = " | ".join(f"{1e3 * (read + moved) / rate:.2f}" for rate in (near, far))
+            print(f"| {str(dtype)[6:]} | {batch} | {read / 1e6:.0f} | {moved / 1e6:.0f} | {least} | "
+                  f"{flop / 1e9:.2f} | {1e3 * flop / peak:.2f} |")
+        print(f"\n{str(dtype)[6:]}: {near / 1e9:.0f} GB/s from cache, {far / 1e9:.0f} from memory, {peak / 1e9:.0f} GFLOP/s\n")
+
+
+def passing(dtype: torch.dtype, size: int, rows: int) -> tuple[float, float]:
+    """(bytes/s, FLOP/s) of `rows` rows times a packed matrix of `size` bytes, 256 inputs."""
+    pairs = dtype == torch.bfloat16
+    words, width = np.ones(size // 4, np.uint32 if pairs else np.float32), 128 if pairs else 256
+    outputs = len(words) // width
+    inputs, out = np.ones(rows * width, words.dtype), np.empty(rows * outputs, np.float32)
+    seconds = best(10, lambda: product(words, 0, inputs, rows, width, 0, outputs // PANEL, out, outputs))[0]
+    return size / seconds, 2 * rows * outputs * 256 / seconds
+
+
 def guess(folder: Path, batch: int, temperature: float, passes: int, new: int) -> None:
     """Plain decoding, always 2 or 3 guesses, and 2 while they pay: same prompts, same tokens, in turns."""
     from tokenizers import Tokenizer
@@ -89,8 +124,11 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--profile", action="store_true", help="where the engine's time goes, without the peer")
     parser.add_argument("--guess", type=Path, metavar="MODEL", help="a trained model folder with an MTP block")
+    parser.add_argument("--floor", action="store_true", help="what a step must read and multiply, and how fast this machine does")
     arguments = parser.parse_args()
     print(f"threads {torch.get_num_threads()}\n")
+    if arguments.floor:
+        return floor()
     if arguments.guess:
         print("| batch | temperature | how | tokens/s | ratio | acceptance length | same tokens |\n|---|---|---|---|---|---|---|")
         for temperature in (0.0, 1.0):

@@ -17,7 +17,7 @@ from kernels.simd import largest, vload, vstore
 from kernels.skinny import PANEL, padded, product, turn
 
 BLOCK = 64  # keys
-QUERIES = 128  # rows of one tile: positions times query heads
+QUERIES = 64  # rows of one tile: positions times query heads
 
 
 @njit(**JIT)
@@ -97,13 +97,13 @@ def _weigh(scores, at, visible, lead, total, i, mixed, to, columns):
         return
     highest = max(lead[i], largest(scores, at, at + visible))
     down = np.float32(0.0) if lead[i] == -np.inf else exp(lead[i] - highest)
-    row[visible:] = np.float32(-np.inf)
     added = np.float32(0.0)
-    for s in range(BLOCK):
+    for s in range(visible):
         row[s] = exp(row[s] - highest)
-    row[visible:] = np.float32(0.0)
-    for s in range(BLOCK):
+    for s in range(visible):
         added += row[s]
+    for s in range(visible, BLOCK):
+        row[s] = np.float32(0.0)
     if highest > lead[i]:
         for d in range(columns):
             mixed[to + d] *= down

@@ -61,7 +61,7 @@ class Payoff:
     Both are measured while running (moving averages), apart for 1, 2-3, 4-7, ... sequences, for a pass over many rows is bound by arithmetic and
     one over few by reading weights. The loser is tried again every PROBE steps. Times decide how fast tokens come, never which."""
 
-    FIRST, PROBE, WEIGHT, MARGIN = 6, 128, 0.15, 1.1  # near break-even the clock cannot tell, and plain steps bring tokens more evenly
+    FIRST, PROBE, WEIGHT, MARGIN = 6, 512, 0.15, 1.05  # near break-even the clock cannot tell, and plain steps bring tokens more evenly
 
     def __init__(self, *, always: bool = False) -> None:
         self.always = always
