@@ -52,16 +52,18 @@ def test_accepting_some_equals_having_read_only_those(lm):
 
 
 @pytest.mark.parametrize("guesses", [1, 3])
-def test_greedy_is_plain_decoding(guessing_lm, tokenizer, guesses):
-    """In one compiled call a round, and (as soon as anything but tokens is asked for) in several: the same tokens and the same guesses."""
+def test_greedy_is_plain_decoding(guessing_lm, tokenizer, guesses, monkeypatch):
+    """In one compiled call a round, on one thread or two, and (as soon as anything but tokens is asked for) in several: the same tokens and guesses."""
     given, accepted = prompts(7, seed=12), []
     wanted = [naive_greedy(guessing_lm, p, 15) for p in given]
-    for more in ({}, {"logprobs": True}):
+    monkeypatch.setattr("kernels.bits.PARALLEL_ELEMENTS", 1)
+    for threads, more in ((1, {}), (2, {}), (1, {"logprobs": True})):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         engine = Engine(guessing_lm, tokenizer, max_slots=3, max_length=64, guesses=guesses, always_guess=True)
         outputs = engine.generate(given, SamplingParams(temperature=0, max_tokens=15, ignore_eos=True, **more))
         assert [o.outputs[0].token_ids for o in outputs] == wanted
         accepted.append(engine.scheduler.drafter.payoff.acceptance_length)
-    assert 1 <= accepted[0] == accepted[1] <= guesses + 1
+    assert 1 <= accepted[0] == accepted[1] == accepted[2] <= guesses + 1
 
 
 def test_every_kind_of_request_is_served_alike(guessing_lm, tokenizer):
