@@ -14,7 +14,7 @@ from numba import njit
 
 from kernels.lanes import JIT, exp, store
 from kernels.simd import largest, vload, vstore
-from kernels.skinny import PANEL, padded, product, turn
+from kernels.skinny import PANEL, padded, prefetch, product, turn
 
 BLOCK = 64  # keys
 QUERIES = 64  # rows of one tile: positions times query heads
@@ -85,6 +85,8 @@ def _panels(keys, values, at, there, width, columns, key_panels, value_panels):
             turn(keys, at + s * width + d, width, key_panels, panel + d * PANEL, PANEL)
     for s in range(there):
         for d in range(0, width, 16):
+            prefetch(keys, at + (s + BLOCK) * width + d)  # a long context comes from memory
+            prefetch(values, at + (s + BLOCK) * width + d)
             vstore(value_panels, (d // PANEL * BLOCK + s) * PANEL + d % PANEL, vload(values, at + s * width + d))
 
 
