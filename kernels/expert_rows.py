@@ -13,7 +13,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from kernels.lanes import JIT, flat, load, over_tiles, store
+from kernels.lanes import JIT, flat, load, over_tiles, runs_here, store
 
 TOKENS = 64  # a tile of tokens
 NUMBERS = 1 << 14  # a tile of numbers
@@ -32,6 +32,30 @@ def relu_squared_slope_(x: Tensor, dy: Tensor) -> Tensor:
     span = lambda t, a, b: flat(t)[a * NUMBERS:b * NUMBERS]
     over_tiles(lambda a, b: _relu_squared_slope(span(x, a, b), span(dy, a, b), span(dx, a, b)), -(-x.numel() // NUMBERS), x.numel())
     return dx
+
+
+def relu_squared_and_slope_(x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    """relu(x)², and 2 relu(x) dy written over dy: both, for one read of x."""
+    y = torch.empty_like(x)
+    span = lambda t, a, b: flat(t)[a * NUMBERS:b * NUMBERS]
+    over_tiles(lambda a, b: _relu_squared_and_slope(span(x, a, b), span(y, a, b), span(dy, a, b)), -(-x.numel() // NUMBERS), x.numel())
+    return y, dy
+
+
+def choose(ranks_TE: Tensor, choices: int) -> Tensor:
+    """The `choices` largest of each row, [T,K] int64, largest first; of equals the lower number, as `kernels.experts_step.route` chooses."""
+    if not runs_here(ranks_TE):
+        return torch.topk(ranks_TE, choices, dim=-1)[1]
+    index_TK = torch.empty(ranks_TE.shape[0], choices, dtype=torch.int64)
+    _choose(ranks_TE.float().contiguous().numpy(), index_TK.numpy())
+    return index_TK
+
+
+def place(index_TK: Tensor, rooms: list[int]) -> tuple[Tensor, Tensor]:
+    """Rows for the pairs, those of expert e in its `rooms[e]` rows, by token: the row of each pair [T,K], and the token of each row (0 for rows to spare)."""
+    place_TK, token_S = torch.empty(index_TK.shape, dtype=torch.int64), torch.zeros(sum(rooms), dtype=torch.int64)
+    _place(index_TK.numpy(), np.cumsum([0, *rooms]), place_TK.numpy(), token_S.numpy())
+    return place_TK, token_S
 
 
 def gather(rows_SL: Tensor, place_TK: Tensor, weight_TK: Tensor) -> Tensor:
@@ -63,6 +87,37 @@ def _relu_squared(x, y):
 def _relu_squared_slope(x, dy, dx):
     for i in range(x.size):
         store(dx, i, np.float32(2.0) * max(load(x, i), np.float32(0.0)) * load(dy, i))
+
+
+@njit(**JIT)
+def _relu_squared_and_slope(x, y, dy):
+    for i in range(x.size):
+        value = max(load(x, i), np.float32(0.0))
+        store(y, i, value * value)
+        store(dy, i, np.float32(2.0) * value * load(dy, i))
+
+
+@njit(**JIT)
+def _choose(ranks, index):
+    left = np.empty(ranks.shape[1], np.float32)
+    for t in range(ranks.shape[0]):
+        left[:] = ranks[t]
+        for k in range(index.shape[1]):
+            best = 0
+            for e in range(1, left.size):
+                if left[e] > left[best]:
+                    best = e
+            left[best] = -np.inf
+            index[t, k] = best
+
+
+@njit(**JIT)
+def _place(index, free, place, token):
+    for t in range(index.shape[0]):
+        for k in range(index.shape[1]):
+            e = index[t, k]
+            place[t, k], token[free[e]] = free[e], t
+            free[e] += 1
 
 
 @njit(**JIT)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.expert_rows import gather, gather_slope, relu_squared_, relu_squared_slope_
+from kernels.expert_rows import gather, gather_slope, place, relu_squared_, relu_squared_and_slope_, relu_squared_slope_
 from kernels.lanes import runs_here
 from kernels.triton.dispatch import twin
 
@@ -62,10 +62,10 @@ def experts(x_TL: Tensor, up_EML: Tensor, down_ELM: Tensor, index_TK: Tensor, we
     if count <= DENSE_EXPERTS and tokens * count <= DENSE_PRODUCTS and gemm is F.linear and not torch.is_grad_enabled():
         return _experts_dense(x_TL, up_EML, down_ELM, index_TK, weight_TK)
     flat = index_TK.reshape(-1)
-    order = torch.argsort(flat, stable=True)
     loads = (torch.bincount(flat, minlength=count) if load_E is None else load_E).tolist()
     if gemm is F.linear and runs_here(x_TL, up_EML, down_ELM, weight_TK) and x_TL.dtype == up_EML.dtype == down_ELM.dtype:
-        return _Experts.apply(x_TL, up_EML, down_ELM, weight_TK.float(), order, loads)
+        return _Experts.apply(x_TL, up_EML, down_ELM, weight_TK.float(), index_TK, loads)
+    order = torch.argsort(flat, stable=True)
     place = torch.empty_like(order)
     place[order] = torch.arange(order.numel(), device=order.device)
     pieces = []
@@ -92,13 +92,9 @@ class _Experts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x_TL, up_EML, down_ELM, weight_TK, order, loads):
+    def forward(ctx, x_TL, up_EML, down_ELM, weight_TK, index_TK, loads):
         rooms = [_room(load) for load in loads]
-        spare = torch.tensor([0, *rooms[:-1]]).cumsum(0) - torch.tensor([0, *loads[:-1]]).cumsum(0)  # rows left over by the experts before
-        rows = torch.arange(order.numel()) + spare.repeat_interleave(torch.tensor(loads))
-        place_TK, token_S = torch.empty(weight_TK.shape, dtype=torch.int64), torch.zeros(sum(rooms), dtype=torch.int64)
-        place_TK.view(-1)[order] = rows
-        token_S[rows] = order // place_TK.shape[1]
+        place_TK, token_S = place(index_TK, rooms)
         rows_SL = x_TL.index_select(0, token_S)
         inner_SM = _products(rows_SL, up_EML.transpose(1, 2), rooms)
         out_SL = _products(relu_squared_(inner_SM), down_ELM.transpose(1, 2), rooms)
@@ -110,8 +106,8 @@ class _Experts(torch.autograd.Function):
     def backward(ctx, dy_TL):
         rows_SL, inner_SM, out_SL, up_EML, down_ELM, weight_TK, place_TK = ctx.saved_tensors
         dout_SL, dweight_TK = gather_slope(out_SL, place_TK, weight_TK, dy_TL.contiguous())
-        ddown_ELM = _outer_products(dout_SL, relu_squared_(inner_SM), ctx.rooms)
-        dinner_SM = relu_squared_slope_(inner_SM, _products(dout_SL, down_ELM, ctx.rooms))
+        squared_SM, dinner_SM = relu_squared_and_slope_(inner_SM, _products(dout_SL, down_ELM, ctx.rooms))
+        ddown_ELM = _outer_products(dout_SL, squared_SM, ctx.rooms)
         dup_EML = _outer_products(dinner_SM, rows_SL, ctx.rooms)
         dx_TL = gather(_products(dinner_SM, up_EML, ctx.rooms), place_TK, torch.ones_like(weight_TK))
         return dx_TL, dup_EML, ddown_ELM, dweight_TK, None, None

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.expert_rows import choose
 from kernels.experts import experts, relu_squared
 from model.config import HybridConfig
 from model.linear import Linear, weight_in
@@ -46,7 +47,7 @@ class Router(nn.Module):
     def forward(self, x_SD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores [S,E] float32, chosen experts [S,K], their weights [S,K] float32."""
         scores_SE = torch.sigmoid(self.gemm(x_SD.float(), self.weight.float()))
-        index_SK = torch.topk(scores_SE.detach() + self.e_score_correction_bias, self.config.num_experts_per_tok, dim=-1, sorted=False)[1]
+        index_SK = choose(scores_SE.detach() + self.e_score_correction_bias, self.config.num_experts_per_tok)
         weight_SK = scores_SE.gather(1, index_SK)
         if self.config.norm_topk_prob:
             weight_SK = weight_SK / (weight_SK.sum(-1, keepdim=True) + 1e-20)

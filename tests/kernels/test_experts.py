@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kernels.expert_rows import choose, place
 from kernels.experts import experts, experts_reference, relu_squared
 
 
@@ -85,3 +86,18 @@ def test_relu_squared():
     y = relu_squared(x)
     assert torch.equal(y, torch.relu(x) ** 2)
     assert torch.equal(torch.autograd.grad(y, x, torch.ones_like(y) * 3)[0], 6 * torch.relu(x))
+
+
+def test_choices_and_their_rows():
+    """The compiled top-k and counting sort against torch's."""
+    ranks = torch.randn(500, 11, generator=torch.Generator().manual_seed(0))
+    ranks[3] = 0.5
+    ranks[4, 2:] = ranks[4, 1]
+    index = choose(ranks, 3)
+    assert torch.equal(index, ranks.sort(dim=1, descending=True, stable=True)[1][:, :3])
+    loads = torch.bincount(index.view(-1), minlength=11)
+    rooms = [load + 5 for load in loads.tolist()]
+    rows, tokens = place(index, rooms)
+    owner = torch.repeat_interleave(torch.arange(11), torch.tensor(rooms))
+    assert torch.equal(owner[rows], index) and rows.unique().numel() == rows.numel()
+    assert torch.equal(tokens[rows], torch.arange(500)[:, None].expand(500, 3)) and tokens.sum() == 3 * torch.arange(500).sum()
