@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels.cross_entropy import cross_entropy_
 
-CHUNK_LOGITS = 1 << 20  # logits a chunk: 2 MB in bfloat16, so that the pass over them finds them in the cache; smaller products are slower
+CHUNK_LOGITS = 1 << 21  # logits a chunk: 4 MB in bfloat16, so that the pass over them finds them in a cache; smaller products are slower
 BLOCK_LOGITS = 1 << 24  # logit gradients multiplied at once: 32 MB in bfloat16; a product a chunk would read and write all of dW each time
 
 
@@ -49,7 +49,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         share_K = weights_K / weights_K.sum().clamp(min=torch.finfo(torch.float32).tiny)
         wants_h, wants_w = ctx.needs_input_grad[:2]
         dh_KD = torch.empty_like(h_KD) if wants_h else None
-        dw_VD = torch.zeros(weight_VD.shape, dtype=torch.float32) if wants_w else None
+        dw_VD = None
         total = torch.zeros((), dtype=torch.float32)
         for block in _parts(h_KD.shape[0], BLOCK_LOGITS // w_VD.shape[0]):
             h_ND, labels_N, share_N = h_KD[block], labels_K[block], share_K[block]
@@ -60,7 +60,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if wants_h:
                 torch.mm(dlogits_NV, w_VD, out=dh_KD[block])
             if wants_w:
-                dw_VD += dlogits_NV.t() @ h_ND
+                block_VD = dlogits_NV.t() @ h_ND
+                dw_VD = block_VD.float() if dw_VD is None else dw_VD.add_(block_VD)
+        if wants_w and dw_VD is None:  # no tokens
+            dw_VD = torch.zeros(weight_VD.shape)
         ctx.save_for_backward(dh_KD, dw_VD)
         ctx.weight_dtype = weight_VD.dtype
         return total
