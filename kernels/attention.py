@@ -18,10 +18,10 @@ from numba import njit
 from torch import Tensor
 
 from kernels.bits import in_spans
-from kernels.lanes import JIT, exp, flat, runs_here, store
+from kernels.lanes import JIT, flat, runs_here
 from kernels.products import multiply, transpose
 from kernels.simd import WIDTH as LANES
-from kernels.simd import largest, scratch, splat, vload, vmul, vstore
+from kernels.simd import fma, scratch, splat, vadd, vexp, vload, vmax, vmul, vpeak, vstore, vsum, within
 
 BLOCK = 4  # positions whose queries meet keys in one product: rows of it come in fours whatever R is
 MOST_KEYS = 1 << 17  # T x D up to which the compiled form is known to be the faster: 512 KB of float32 each for keys and values
@@ -106,9 +106,40 @@ def _rows(source, b, start, count, sizes, first_head, repeat, factor, out):
 
 
 @njit(**JIT)
-def _scale_row(row, factor, out):
-    for i in range(row.size):
-        store(out, i, row[i] * factor)
+def _scale(source, at, size, factor, target, to):
+    for i in range(0, size, LANES):
+        vstore(target, to + i, vmul(vload(source, at + i), splat(factor)))
+
+
+@njit(**JIT)
+def _softmax(scores, at, span, low, high):
+    """exp(scores - peak) in place from low to high and 0 in the rest of the span; the peak and the sum of what is left."""
+    lead, sums = splat(np.float32(-np.inf)), splat(np.float32(0.0))
+    for s in range(0, span, LANES):
+        lead = vmax(lead, within(vload(scores, at + s), s, low, high, np.float32(-np.inf)))
+    peak = vpeak(lead)
+    for s in range(0, span, LANES):
+        power = within(vexp(vadd(vload(scores, at + s), splat(-peak))), s, low, high, np.float32(0.0))
+        vstore(scores, at + s, power)
+        sums = vadd(sums, power)
+    return peak, vsum(sums)
+
+
+@njit(**JIT)
+def _softmax_slopes(scores, slopes, at, span, low, high, level, mean):
+    """Scores become weights exp(scores - level), slopes of the weights those of the scores; 0 outside low to high."""
+    for s in range(0, span, LANES):
+        weight = within(vexp(vadd(vload(scores, at + s), splat(-level))), s, low, high, np.float32(0.0))
+        vstore(scores, at + s, weight)
+        vstore(slopes, at + s, vmul(weight, vadd(vload(slopes, at + s), splat(-mean))))
+
+
+@njit(**JIT)
+def _dot(a, b, at, size):
+    total = splat(np.float32(0.0))
+    for i in range(0, size, LANES):
+        total = fma(vload(a, at + i), vload(b, at + i), total)
+    return vsum(total)
 
 
 @njit(**JIT)
@@ -133,21 +164,13 @@ def _forward(first, last, q, k, v, starts, y, partition, sizes):
             multiply(queries, 0, width, 1, columns, begin, padded, block, width, span, weights, 0, padded, 0.0)
             for row in range(count * repeat):
                 t = start + row // repeat
-                low, high, line = starts[b, t] - begin, t + 1 - begin, weights[row * padded:row * padded + span]
-                reach, total = line[low:high], np.float32(0.0)
-                peak = largest(reach, 0, high - low)
-                for s in range(high - low):
-                    power = exp(reach[s] - peak)
-                    reach[s] = power
-                    total += power
-                line[:low] = np.float32(0.0)
-                line[high:] = np.float32(0.0)
+                peak, total = _softmax(weights, row * padded, span, starts[b, t] - begin, t + 1 - begin)
                 partition[b, t, j * repeat + row % repeat] = np.log(total) + peak
                 shares[row] = np.float32(1.0) / total
             multiply(weights, 0, padded, 1, values, begin * width, width, block, span, width, mixed, 0, width, 0.0)
             for row in range(count * repeat):
                 at = ((b * length + start + row // repeat) * heads + j * repeat + row % repeat) * width
-                _scale_row(mixed[row * width:(row + 1) * width], shares[row], y[at:at + width])
+                _scale(mixed, row * width, width, shares[row], y, at)
 
 
 @njit(**JIT)
@@ -181,26 +204,14 @@ def _backward(first, last, q, k, v, starts, y, partition, dy, dq, dk, dv, sizes)
                 low = starts[b, t] - begin if t < length else span
                 high = t + 1 - begin if t < length else span
                 level = partition[b, t, j * repeat + row % repeat] if t < length else np.float32(0.0)
-                line, fall = weights[row * padded:row * padded + span], slopes[row * padded:row * padded + span]
-                mean, out_row, above_row = np.float32(0.0), out[row * width:(row + 1) * width], above[row * width:(row + 1) * width]
-                for d in range(width):
-                    mean += out_row[d] * above_row[d]
-                reach, fall_reach = line[low:high], fall[low:high]
-                for s in range(high - low):
-                    weight = exp(reach[s] - level)
-                    reach[s] = weight
-                    fall_reach[s] = weight * (fall_reach[s] - mean)
-                line[:low] = np.float32(0.0)
-                line[high:] = np.float32(0.0)
-                fall[:low] = np.float32(0.0)
-                fall[high:] = np.float32(0.0)
+                _softmax_slopes(weights, slopes, row * padded, span, low, high, level, _dot(out, above, row * width, width))
             multiply(slopes, 0, padded, 1, rows, begin * width, width, block, span, width, mixed, 0, width, 0.0)
             for row in range(count * repeat):
                 at = ((b * length + start + row // repeat) * heads + j * repeat + row % repeat) * width
-                _scale_row(mixed[row * width:(row + 1) * width], scale, dq[at:at + width])
+                _scale(mixed, row * width, width, scale, dq, at)
             multiply(slopes, 0, 1, padded, queries, 0, width, span, block, width, to_keys, begin * width, width, 1.0)
             multiply(weights, 0, 1, padded, above, 0, width, span, block, width, to_values, begin * width, width, 1.0)
         for t in range(length):
             at = at_keys + t * kv_heads * width
-            _scale_row(to_keys[t * width:(t + 1) * width], one, dk[at:at + width])
-            _scale_row(to_values[t * width:(t + 1) * width], one, dv[at:at + width])
+            _scale(to_keys, t * width, width, one, dk, at)
+            _scale(to_values, t * width, width, one, dv, at)

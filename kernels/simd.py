@@ -126,6 +126,65 @@ def vmax(typing_context, a, b):
 
 
 @intrinsic
+def vadd(typing_context, a, b):
+    def emit(context, builder, signature, arguments):
+        return builder.fadd(*arguments)
+    return lanes(lanes, lanes), emit
+
+
+@intrinsic
+def within(typing_context, a, i, low, high, other):
+    """Lanes of `a`, read at i, whose places i, i+1, ... lie in [low, high); `other` (a float32) in the rest."""
+    def emit(context, builder, signature, arguments):
+        a, i, low, high, other = arguments
+        word, mask = ir.VectorType(ir.IntType(32), WIDTH), ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [0] * WIDTH)
+        spread = lambda one, kind: builder.shuffle_vector(builder.insert_element(ir.Constant(kind, ir.Undefined), one, ir.Constant(ir.IntType(32), 0)),
+                                                          ir.Constant(kind, ir.Undefined), mask)
+        begin, size = (spread(builder.trunc(n, ir.IntType(32)), word) for n in (builder.sub(low, i), builder.sub(high, low)))
+        inside = builder.icmp_unsigned("<", builder.sub(ir.Constant(word, list(range(WIDTH))), begin), size)
+        return builder.select(inside, a, spread(other, _VECTOR))
+    return lanes(lanes, types.intp, types.intp, types.intp, types.float32), emit
+
+
+@intrinsic
+def vexp(typing_context, x):
+    """e^x, `kernels.lanes.exp` of sixteen lanes."""
+    def emit(context, builder, signature, arguments):
+        def call(name, *values):
+            function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * len(values)), f"llvm.{name}.v16f32")
+            return builder.call(function, values)
+        word, full = ir.VectorType(ir.IntType(32), WIDTH), lambda number: ir.Constant(_VECTOR, [float(np.float32(number))] * WIDTH)
+        x = call("minnum", call("maxnum", arguments[0], full(-87.0)), full(87.0))
+        n = call("rint", builder.fmul(x, full(1.4426950408889634)))
+        r = call("fma", n, full(2.12194440e-4), call("fma", n, full(-0.693359375), x))
+        p = full(1.9875691500e-4)
+        for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+            p = call("fma", p, r, full(coefficient))
+        p = call("fma", p, builder.fmul(r, r), builder.fadd(r, full(1.0)))
+        power = builder.shl(builder.add(builder.fptosi(n, word), ir.Constant(word, [127] * WIDTH)), ir.Constant(word, [23] * WIDTH))
+        return builder.fmul(p, builder.bitcast(power, _VECTOR))
+    return lanes(lanes), emit
+
+
+@intrinsic
+def vpeak(typing_context, a):
+    """The largest lane (none of them NaN), as a float32."""
+    def emit(context, builder, signature, arguments):
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.FloatType(), [_VECTOR]), "llvm.vector.reduce.fmax.v16f32")
+        return builder.call(function, arguments, fastmath=("nnan",))
+    return types.float32(lanes), emit
+
+
+@intrinsic
+def vsum(typing_context, a):
+    """The sum of the lanes, halves added to halves, as a float32."""
+    def emit(context, builder, signature, arguments):
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.FloatType(), [ir.FloatType(), _VECTOR]), "llvm.vector.reduce.fadd.v16f32")
+        return builder.call(function, [ir.Constant(ir.FloatType(), -0.0), *arguments], fastmath=("reassoc",))
+    return types.float32(lanes), emit
+
+
+@intrinsic
 def lane(typing_context, a, i):
     def emit(context, builder, signature, arguments):
         return builder.extract_element(arguments[0], builder.trunc(arguments[1], ir.IntType(32)))
