@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from numba import njit
 from torch import Tensor
 
-from kernels.lanes import JIT, ROWS, flat, load, over_tiles, runs_here, sigmoid, store, tiles
+from kernels.lanes import JIT, ROWS, flat, over_tiles, runs_here, tiles
+from kernels.simd import WIDTH as LANES
+from kernels.simd import fma, keep_if, scratch, splat, vadd, vload, vmul, vsigmoid, vstore, vsub
 from kernels.triton.dispatch import twin
 
 TAPS = 4  # the width the compiled loops are written for; others run the reference
@@ -49,7 +51,7 @@ def causal_conv(x_BLC: Tensor, weight_CW: Tensor, bias_C: Tensor, *, seq_idx_BL:
     """The compiled form. x may be a slice of a wider tensor, as long as its channels are adjacent."""
     if weight_CW.shape[1] == TAPS and (gpu := twin("conv", x_BLC, weight_CW)):
         return gpu.causal_conv(x_BLC, weight_CW, bias_C, seq_idx_BL, state_BWC)
-    if weight_CW.shape[1] != TAPS or not runs_here(x_BLC, state_BWC) or x_BLC.stride(2) != 1:
+    if weight_CW.shape != (x_BLC.shape[2] // LANES * LANES, TAPS) or not runs_here(x_BLC, state_BWC) or x_BLC.stride(2) != 1:
         return causal_conv_reference(x_BLC, weight_CW, bias_C, seq_idx_BL=seq_idx_BL, state_BWC=state_BWC)
     length = x_BLC.shape[1]
     if state_BWC is None:
@@ -65,7 +67,7 @@ def causal_conv_step(x_BC: Tensor, weight_CW: Tensor, bias_C: Tensor, state_SWC:
     """
     if weight_CW.shape[1] == TAPS and state_SWC.is_contiguous() and (gpu := twin("conv", x_BC, weight_CW, state_SWC)):
         return gpu.causal_conv_step(x_BC, weight_CW, bias_C, state_SWC, rows_B, active_B)
-    compiled = weight_CW.shape[1] == TAPS and runs_here(x_BC, state_SWC) and x_BC.dtype == state_SWC.dtype
+    compiled = weight_CW.shape == (x_BC.shape[1] // LANES * LANES, TAPS) and runs_here(x_BC, state_SWC) and x_BC.dtype == state_SWC.dtype
     if not compiled or x_BC.stride(1) != 1 or not state_SWC.is_contiguous():
         before = state_SWC[rows_B]
         y = causal_conv_reference(x_BC[:, None], weight_CW, bias_C, state_BWC=before)[:, 0]
@@ -76,7 +78,7 @@ def causal_conv_step(x_BC: Tensor, weight_CW: Tensor, bias_C: Tensor, state_SWC:
     y = torch.empty(batch, channels, dtype=x_BC.dtype)
     active = active_B if active_B is not None else torch.ones(batch, dtype=torch.bool)
     taps = weight_CW.detach().float().t().contiguous()
-    args = (flat(x_BC), x_BC.stride(0), taps.numpy(), bias_C.detach().float().numpy(), flat(state_SWC), rows_B.numpy(), active.numpy(), flat(y), channels)
+    args = (flat(x_BC), x_BC.stride(0), flat(taps), bias_C.detach().float().numpy(), flat(state_SWC), rows_B.numpy(), active.numpy(), flat(y), channels)
     over_tiles(lambda a, b: _step(a, b, *args), batch, x_BC.numel() * 4)
     return y
 
@@ -100,7 +102,7 @@ class _Conv(torch.autograd.Function):
         taps = weight.detach().float().t().contiguous()
         bias32 = bias.detach().float().contiguous()
         y = torch.empty(batch, length, channels, dtype=x.dtype)
-        args = flat(x), x.stride(0), x.stride(1), taps.numpy(), bias32.numpy(), reach, flat(y), length, channels
+        args = flat(x), x.stride(0), x.stride(1), flat(taps), bias32.numpy(), reach, flat(y), length, channels
         over_tiles(lambda a, b: _forward(a, b, *args), batch * tiles(length), x.numel() * 4)
         ctx.save_for_backward(x, weight, taps, bias32)
         ctx.reach, ctx.bias_dtype = reach, bias.dtype
@@ -114,89 +116,117 @@ class _Conv(torch.autograd.Function):
         dx = torch.empty(batch, length, channels, dtype=x.dtype)
         count = batch * tiles(length)
         sums = torch.empty(count, TAPS + 1, channels)
-        args = flat(x), x.stride(0), x.stride(1), taps.numpy(), bias32.numpy(), ctx.reach, flat(dy), flat(dx), sums.numpy(), length, channels
+        args = flat(x), x.stride(0), x.stride(1), flat(taps), bias32.numpy(), ctx.reach, flat(dy), flat(dx), sums.view(count, -1).numpy(), length, channels
         over_tiles(lambda a, b: _backward(a, b, *args), count, x.numel() * 8)
         total = sums.sum(0)
         return dx, total[:TAPS].t().to(weight.dtype), total[TAPS].to(ctx.bias_dtype), None
 
 
-# Rows are sliced before the inner loops: see norms.
+# Loops walk one position's channels, 16 at a time: memory is read and written in its own order, and what a position needs of the three
+# before it is still in the first-level cache.
 
 
 @njit(**JIT)
-def _row(x, row, stride, taps, bias, reach, out, channels):
-    """out[c] = bias + the taps within reach: the sum before SiLU, of the position whose first element is x[row]. Taps out of reach weigh nothing."""
-    one, two, three = np.float32(reach >= 1), np.float32(reach >= 2), np.float32(reach >= 3)
-    row1, row2, row3 = row - stride * min(reach, 1), row - stride * min(reach, 2), row - stride * reach
-    x0, x1, x2, x3 = x[row:row + channels], x[row1:row1 + channels], x[row2:row2 + channels], x[row3:row3 + channels]
-    w0, w1, w2, w3 = taps[3], taps[2], taps[1], taps[0]
-    for c in range(channels):
-        out[c] = bias[c] + w0[c] * load(x0, c) + one * (w1[c] * load(x1, c)) + two * (w2[c] * load(x2, c)) + three * (w3[c] * load(x3, c))
+def _window(at, stride, reach):
+    """Where the position at `at` and the three before it begin, and whether each of the three is within reach."""
+    return (at, at - stride * min(reach, 1), at - stride * min(reach, 2), at - stride * reach), (reach >= 1, reach >= 2, reach >= 3)
+
+
+@njit(**JIT)
+def _read(x, begins, within, c):
+    """Channels c to c + 15 of the window, the latest position first; 0 out of reach."""
+    return (vload(x, begins[0] + c), keep_if(vload(x, begins[1] + c), within[0]), keep_if(vload(x, begins[2] + c), within[1]),
+            keep_if(vload(x, begins[3] + c), within[2]))
+
+
+@njit(**JIT)
+def _weights(taps, within, channels, c):
+    """Of channels c to c + 15, the latest position's first; 0 out of reach."""
+    return (vload(taps, 3 * channels + c), keep_if(vload(taps, 2 * channels + c), within[0]), keep_if(vload(taps, channels + c), within[1]),
+            keep_if(vload(taps, c), within[2]))
+
+
+@njit(**JIT)
+def _dot(x, w, bias):
+    """The sum before SiLU."""
+    return fma(w[3], x[3], fma(w[2], x[2], fma(w[1], x[1], fma(w[0], x[0], bias))))
+
+
+@njit(**JIT)
+def _add_product(sums, at, a, b):
+    vstore(sums, at, fma(a, b, vload(sums, at)))
 
 
 @njit(**JIT)
 def _forward(first, last, x, x_batch, x_row, taps, bias, reach, y, length, channels):
     per_row = (length + ROWS - 1) // ROWS
-    before = np.empty(channels, np.float32)
     for tile in range(first, last):
         b, start = tile // per_row, tile % per_row * ROWS
         for t in range(start, min(start + ROWS, length)):
-            _row(x, b * x_batch + t * x_row, x_row, taps, bias, np.int64(reach[b, t]), before, channels)
-            out = y[(b * length + t) * channels:(b * length + t + 1) * channels]
-            for c in range(channels):
-                store(out, c, before[c] * sigmoid(before[c]))
+            begins, within = _window(b * x_batch + t * x_row, x_row, np.int64(reach[b, t]))
+            out = (b * length + t) * channels
+            for c in range(0, channels, LANES):
+                total = _dot(_read(x, begins, within, c), _weights(taps, within, channels, c), vload(bias, c))
+                vstore(y, out + c, vmul(total, vsigmoid(total)))
 
 
 @njit(**JIT)
 def _backward(first, last, x, x_batch, x_row, taps, bias, reach, dy, dx, sums, length, channels):
+    """A position's slope (the gradient of its sum before SiLU) goes to the weights, and to dx of its window.
+
+    A tile also reads the three positions after it, for what they give its own dx.
+    """
     per_row = (length + ROWS - 1) // ROWS
-    slope = np.empty((ROWS + TAPS - 1, channels), np.float32)  # gradient of the sum before SiLU, for the tile and the positions that read it
-    w0, w1, w2, w3 = taps[3], taps[2], taps[1], taps[0]
+    waiting = scratch(3 * channels)  # dx of the three latest positions, the latest first, without what later positions give
     for tile in range(first, last):
         b, start = tile // per_row, tile % per_row * ROWS
         stop = min(start + ROWS, length)
         reading = min(stop + TAPS - 1, length)
-        for t in range(start, reading):
-            row = slope[t - start]
-            _row(x, b * x_batch + t * x_row, x_row, taps, bias, np.int64(reach[b, t]), row, channels)
-            slopes = dy[(b * length + t) * channels:(b * length + t + 1) * channels]
-            for c in range(channels):
-                s = sigmoid(row[c])
-                row[c] = load(slopes, c) * s * (np.float32(1.0) + row[c] * (np.float32(1.0) - s))
         total = sums[tile]
         total[:] = np.float32(0.0)
-        for t in range(start, stop):
-            back = np.int64(reach[b, t])
-            row = slope[t - start]
-            total_bias = total[4]
-            for c in range(channels):
-                total_bias[c] += row[c]
-            for tap in range(back + 1):
-                at = b * x_batch + (t - tap) * x_row
-                read, total_tap = x[at:at + channels], total[TAPS - 1 - tap]
-                for c in range(channels):
-                    total_tap[c] += row[c] * load(read, c)
-            r1, r2, r3 = min(t + 1, reading - 1), min(t + 2, reading - 1), min(t + 3, reading - 1)
-            m1 = np.float32(t + 1 < reading and reach[b, r1] >= 1)
-            m2 = np.float32(t + 2 < reading and reach[b, r2] >= 2)
-            m3 = np.float32(t + 3 < reading and reach[b, r3] >= 3)
-            next1, next2, next3 = slope[r1 - start], slope[r2 - start], slope[r3 - start]
-            out = dx[(b * length + t) * channels:(b * length + t + 1) * channels]
-            for c in range(channels):
-                store(out, c, w0[c] * row[c] + m1 * (w1[c] * next1[c]) + m2 * (w2[c] * next2[c]) + m3 * (w3[c] * next3[c]))
+        for t in range(start, reading):
+            begins, within = _window(b * x_batch + t * x_row, x_row, np.int64(reach[b, t]))
+            row = (b * length + t) * channels
+            _backward_position(x, begins, within, taps, bias, dy, dx, row, waiting, total, t < stop, t - start >= TAPS - 1, channels)
+        for back in range(1, TAPS):
+            if start <= reading - back < stop:
+                row = (b * length + reading - back) * channels
+                for c in range(0, channels, LANES):
+                    vstore(dx, row + c, vload(waiting, (back - 1) * channels + c))
+
+
+@njit(**JIT)
+def _backward_position(x, begins, within, taps, bias, dy, dx, row, waiting, total, inside, complete, channels):
+    """`inside`: this position within for the weights. `complete`: the one three before it is of this tile, and its dx is complete now."""
+    one = splat(np.float32(1.0))
+    for c in range(0, channels, LANES):
+        window, w = _read(x, begins, within, c), _weights(taps, within, channels, c)
+        before = _dot(window, w, vload(bias, c))
+        s = vsigmoid(before)
+        slope = vmul(vmul(vload(dy, row + c), s), fma(before, vsub(one, s), one))
+        if inside:
+            _add_product(total, 3 * channels + c, slope, window[0])
+            _add_product(total, 2 * channels + c, slope, window[1])
+            _add_product(total, channels + c, slope, window[2])
+            _add_product(total, c, slope, window[3])
+            vstore(total, 4 * channels + c, vadd(vload(total, 4 * channels + c), slope))
+        if complete:
+            vstore(dx, row - 3 * channels + c, fma(slope, w[3], vload(waiting, 2 * channels + c)))
+        vstore(waiting, 2 * channels + c, fma(slope, w[2], vload(waiting, channels + c)))
+        vstore(waiting, channels + c, fma(slope, w[1], vload(waiting, c)))
+        vstore(waiting, c, vmul(slope, w[0]))
 
 
 @njit(**JIT)
 def _step(first, last, x, x_row, taps, bias, state, rows, active, y, channels):
-    w0, w1, w2, w3 = taps[0], taps[1], taps[2], taps[3]
     for b in range(first, last):
-        at = rows[b] * 3 * channels
-        s0, s1, s2 = state[at:at + channels], state[at + channels:at + 2 * channels], state[at + 2 * channels:at + 3 * channels]
-        new, out = x[b * x_row:b * x_row + channels], y[b * channels:(b + 1) * channels]
-        for c in range(channels):
-            total = bias[c] + w0[c] * load(s0, c) + w1[c] * load(s1, c) + w2[c] * load(s2, c) + w3[c] * load(new, c)
-            store(out, c, total * sigmoid(total))
-        if active[b]:
-            s0[:] = s1
-            s1[:] = s2
-            s2[:] = new
+        oldest, new, out = rows[b] * 3 * channels, b * x_row, b * channels
+        for c in range(0, channels, LANES):
+            at = oldest + c
+            window = vload(x, new + c), vload(state, at + 2 * channels), vload(state, at + channels), vload(state, at)
+            total = _dot(window, _weights(taps, (True, True, True), channels, c), vload(bias, c))
+            vstore(y, out + c, vmul(total, vsigmoid(total)))
+            if active[b]:
+                vstore(state, at, window[2])
+                vstore(state, at + channels, window[1])
+                vstore(state, at + 2 * channels, window[0])

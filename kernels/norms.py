@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from numba import njit
 from torch import Tensor
 
-from kernels.lanes import JIT, ROWS, flat, load, over_tiles, runs_here, sigmoid, store, tiles
+from kernels.lanes import JIT, ROWS, flat, load, over_tiles, runs_here, store, tiles
+from kernels.simd import WIDTH as LANES
+from kernels.simd import fma, scratch, splat, vload, vmul, vsigmoid, vstore, vsub, vsum
 from kernels.triton.dispatch import twin
 
 
@@ -46,7 +48,7 @@ def gated_rms_norm(y: Tensor, z: Tensor, weight_D: Tensor, eps: float, groups: i
     """`gated_rms_norm_reference`, compiled. z may be a slice of a wider tensor [B,L,*]; y is contiguous."""
     if gpu := twin("norms", y, z, weight_D):
         return gpu.gated_rms_norm(y, z, weight_D, eps, groups)
-    if not runs_here(y, z, weight_D) or z.ndim != 3 or z.stride(2) != 1:
+    if not runs_here(y, z, weight_D) or z.ndim != 3 or z.stride(2) != 1 or z.shape[2] % (groups * LANES):
         return gated_rms_norm_reference(y, z, weight_D, eps, groups)
     return _GatedRMSNorm.apply(y, z, weight_D, eps, groups)
 
@@ -143,56 +145,65 @@ def _rms_backward(first, last, x, weight, eps, dy, dx, sums, rows, width):
                 store(out, i, scale * (weight[i] * load(slopes, i)) - load(xs, i) * pull)
 
 
+# The gated loops say their vectors themselves: LLVM would go over a row five times, and keeps no sigmoid in a register.
+
+
+@njit(**JIT)
+def _scale(squares, size, eps):
+    """1 / rms, from sums of squares in 16 lanes."""
+    return np.float32(1.0) / np.sqrt(vsum(squares) / np.float32(size) + eps)
+
+
+@njit(**JIT)
+def _pull(along, scale, size):
+    """The gradient of x (scale times the slope) is less this times x: `along` sums slope times x, in 16 lanes."""
+    return vsum(along) * scale * scale * scale / np.float32(size)
+
+
 @njit(**JIT)
 def _gated_forward(first, last, y, z, z_batch, z_row, weight, eps, groups, out, rows, length, width):
     size = width // groups
-    gated = np.empty(size, np.float32)
+    gated = scratch(size)
     for row in range(first * ROWS, min(last * ROWS, rows)):
-        for group in range(groups):
-            at, at_z = row * width + group * size, row // length * z_batch + row % length * z_row + group * size
-            ys, zs, outs, weights = y[at:at + size], z[at_z:at_z + size], out[at:at + size], weight[group * size:(group + 1) * size]
-            squares = np.float32(0.0)
-            for i in range(size):
-                gate = load(zs, i)
-                value = load(ys, i) * (gate * sigmoid(gate))
-                gated[i] = value
-                squares += value * value
-            scale = np.float32(1.0) / np.sqrt(squares / np.float32(size) + eps)
-            for i in range(size):
-                store(outs, i, gated[i] * scale)               # cast first,
-            for i in range(size):
-                store(outs, i, load(outs, i) * weights[i])     # then the weight
+        for offset in range(0, width, size):
+            at, at_z = row * width + offset, row // length * z_batch + row % length * z_row + offset
+            squares = splat(np.float32(0.0))
+            for i in range(0, size, LANES):
+                gate = vload(z, at_z + i)
+                value = vmul(vload(y, at + i), vmul(gate, vsigmoid(gate)))
+                vstore(gated, i, value)
+                squares = fma(value, value, squares)
+            scale = splat(_scale(squares, size, eps))
+            for i in range(0, size, LANES):
+                vstore(out, at + i, vmul(vload(gated, i), scale))                          # cast first,
+                vstore(out, at + i, vmul(vload(out, at + i), vload(weight, offset + i)))   # then the weight
 
 
 @njit(**JIT)
 def _gated_backward(first, last, y, z, z_batch, z_row, weight, eps, groups, dout, dy, dz, sums, rows, length, width):
     size = width // groups
-    gate_slope, silu, gated = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
+    one = splat(np.float32(1.0))
+    sigmoids, gated = scratch(size), scratch(size)
     for tile in range(first, last):
-        sums[tile][:] = np.float32(0.0)
+        total = sums[tile]
+        total[:] = np.float32(0.0)
         for row in range(tile * ROWS, min((tile + 1) * ROWS, rows)):
-            for group in range(groups):
-                offset = group * size
+            for offset in range(0, width, size):
                 at, at_z = row * width + offset, row // length * z_batch + row % length * z_row + offset
-                ys, zs, slopes, total = y[at:at + size], z[at_z:at_z + size], dout[at:at + size], sums[tile][offset:offset + size]
-                weights, out_y, out_z = weight[offset:offset + size], dy[at:at + size], dz[at:at + size]
-                squares, along = np.float32(0.0), np.float32(0.0)
-                for i in range(size):
-                    gate = load(zs, i)
-                    s = sigmoid(gate)
-                    silu[i] = gate * s
-                    gate_slope[i] = s * (np.float32(1.0) + gate * (np.float32(1.0) - s))
-                    value = load(ys, i) * silu[i]
-                    gated[i] = value
-                    squares += value * value
-                    along += value * (weights[i] * load(slopes, i))
-                scale = np.float32(1.0) / np.sqrt(squares / np.float32(size) + eps)
-                pull = along * scale * scale * scale / np.float32(size)
-                for i in range(size):
-                    total[i] += load(slopes, i) * (gated[i] * scale)
-                for i in range(size):
-                    gated[i] = scale * (weights[i] * load(slopes, i)) - gated[i] * pull   # now its gradient
-                for i in range(size):
-                    store(out_z, i, gated[i] * load(ys, i) * gate_slope[i])
-                for i in range(size):
-                    store(out_y, i, gated[i] * silu[i])
+                squares, along = splat(np.float32(0.0)), splat(np.float32(0.0))
+                for i in range(0, size, LANES):
+                    gate = vload(z, at_z + i)
+                    s = vsigmoid(gate)
+                    value = vmul(vload(y, at + i), vmul(gate, s))
+                    vstore(sigmoids, i, s)
+                    vstore(gated, i, value)
+                    squares = fma(value, value, squares)
+                    along = fma(value, vmul(vload(weight, offset + i), vload(dout, at + i)), along)
+                rms = _scale(squares, size, eps)
+                scale, pull = splat(rms), splat(-_pull(along, rms, size))
+                for i in range(0, size, LANES):
+                    gate, s, value, slope = vload(z, at_z + i), vload(sigmoids, i), vload(gated, i), vload(dout, at + i)
+                    vstore(total, offset + i, fma(slope, vmul(value, scale), vload(total, offset + i)))
+                    inner = fma(value, pull, vmul(scale, vmul(vload(weight, offset + i), slope)))  # gradient of y * silu(z)
+                    vstore(dy, at + i, vmul(inner, vmul(gate, s)))
+                    vstore(dz, at + i, vmul(vmul(inner, vload(y, at + i)), vmul(s, fma(gate, vsub(one, s), one))))

@@ -55,6 +55,17 @@ def vload(typing_context, memory, i):
 
 
 @intrinsic
+def keep_if(typing_context, value, condition):
+    """value, or 0 in all lanes; of a value just loaded it costs nothing where loads take masks."""
+    def emit(context, builder, signature, arguments):
+        bit = ir.VectorType(ir.IntType(1), WIDTH)
+        first = builder.insert_element(ir.Constant(bit, ir.Undefined), arguments[1], ir.Constant(ir.IntType(32), 0))
+        mask = builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [0] * WIDTH))
+        return builder.select(mask, arguments[0], ir.Constant(_VECTOR, [0.0] * WIDTH))
+    return lanes(lanes, types.boolean), emit
+
+
+@intrinsic
 def vstore(typing_context, memory, i, value):
     """memory[i:i+16] = value, rounded to nearest even where the array holds bfloat16 bits."""
     def emit(context, builder, signature, arguments):
@@ -92,9 +103,30 @@ def fma(typing_context, a, b, c):
 
 
 @intrinsic
+def vadd(typing_context, a, b):
+    def emit(context, builder, signature, arguments):
+        return builder.fadd(*arguments)
+    return lanes(lanes, lanes), emit
+
+
+@intrinsic
+def vsub(typing_context, a, b):
+    def emit(context, builder, signature, arguments):
+        return builder.fsub(*arguments)
+    return lanes(lanes, lanes), emit
+
+
+@intrinsic
 def vmul(typing_context, a, b):
     def emit(context, builder, signature, arguments):
         return builder.fmul(*arguments)
+    return lanes(lanes, lanes), emit
+
+
+@intrinsic
+def vdiv(typing_context, a, b):
+    def emit(context, builder, signature, arguments):
+        return builder.fdiv(*arguments)
     return lanes(lanes, lanes), emit
 
 
@@ -122,13 +154,6 @@ def vmax(typing_context, a, b):
     def emit(context, builder, signature, arguments):
         function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 2), "llvm.maxnum.v16f32")
         return builder.call(function, arguments)
-    return lanes(lanes, lanes), emit
-
-
-@intrinsic
-def vadd(typing_context, a, b):
-    def emit(context, builder, signature, arguments):
-        return builder.fadd(*arguments)
     return lanes(lanes, lanes), emit
 
 
@@ -189,6 +214,45 @@ def lane(typing_context, a, i):
     def emit(context, builder, signature, arguments):
         return builder.extract_element(arguments[0], builder.trunc(arguments[1], ir.IntType(32)))
     return types.float32(lanes, types.intp), emit
+
+
+@intrinsic
+def _clamped(typing_context, a, limit):
+    """a clamped to [-limit, limit]; by comparisons, which are one instruction each where maxnum's care for NaN takes three."""
+    def emit(context, builder, signature, arguments):
+        value, high = arguments
+        low = builder.fneg(high)
+        value = builder.select(builder.fcmp_ordered("<", value, high), value, high)
+        return builder.select(builder.fcmp_ordered(">", value, low), value, low)
+    return lanes(lanes, lanes), emit
+
+
+@intrinsic
+def _low_bits_as_exponent(typing_context, a):
+    """The float32 whose exponent field is the low byte of a's bits."""
+    def emit(context, builder, signature, arguments):
+        word = ir.VectorType(ir.IntType(32), WIDTH)
+        return builder.bitcast(builder.shl(builder.bitcast(arguments[0], word), ir.Constant(word, [23] * WIDTH)), _VECTOR)
+    return lanes(lanes), emit
+
+
+@njit(**JIT)
+def vsigmoid(x):
+    """1 / (1 + e^-x) to four units in the last place for |x| < 16, to 2e-6 of itself beyond.
+
+    e^-x is 2^n 2^f, f in [-1/2, 1/2]. Adding 1.5 * 2^23 + 127 rounds to the whole number n and leaves it, biased as an exponent is, in the low bits.
+    2^f is 1 + the degree-5 polynomial of least relative error (1e-7; weighted least squares at Chebyshev points).
+    """
+    x, one = _clamped(x, splat(np.float32(87.0))), splat(np.float32(1.0))
+    minus_log2e, shift = splat(np.float32(-1.4426950408889634)), splat(np.float32(12583039.0))
+    shifted = fma(x, minus_log2e, shift)
+    f = fma(x, minus_log2e, vsub(shift, shifted))
+    p = fma(splat(np.float32(1.326472614891827e-3)), f, splat(np.float32(9.671512991189957e-3)))
+    p = fma(p, f, splat(np.float32(5.550733581185341e-2)))
+    p = fma(p, f, splat(np.float32(2.4022242426872253e-1)))
+    p = fma(p, f, splat(np.float32(6.931470036506653e-1)))
+    p = fma(p, f, one)
+    return vdiv(one, fma(p, _low_bits_as_exponent(shifted), one))
 
 
 @njit(**JIT)
