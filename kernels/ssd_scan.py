@@ -39,11 +39,13 @@ def scan(x_BLHP: Tensor, dt_BLH: Tensor, A_H: Tensor, B_BLGN: Tensor, C_BLGN: Te
         initial_state_BHPN = F.pad(initial_state_BHPN, (0, -size % LANES, 0, -width % LANES))
     x_BLHP, B_BLGN, C_BLGN = (_whole_vectors(t) for t in (x_BLHP, B_BLGN, C_BLGN))
     y, last = _Scan.apply(x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, initial_state_BHPN, seq_idx_BL)
-    return y[..., :width], last[..., :width, :size]
+    whole = x_BLHP.shape[3] == width and B_BLGN.shape[3] == size  # slices of everything would cost the backward a copy each
+    return (y, last) if whole else (y[..., :width], last[..., :width, :size])
 
 
 def _whole_vectors(t: Tensor) -> Tensor:
-    t = F.pad(t, (0, -t.shape[3] % LANES))
+    if missing := -t.shape[3] % LANES:  # padding by nothing would copy
+        t = F.pad(t, (0, missing))
     return t if t.stride(3) == 1 and t.stride(2) == t.shape[3] else t.contiguous()
 
 
