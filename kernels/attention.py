@@ -86,6 +86,12 @@ class _Attention(torch.autograd.Function):
 
 
 @njit(**JIT)
+def _padded(length):
+    """Whole vectors, an odd number of them: rows a power of two apart would fall into few sets of the first-level cache."""
+    return ((length + LANES - 1) // LANES | 1) * LANES
+
+
+@njit(**JIT)
 def _gather(source, at, step, length, width, rows, columns, padded):
     """One head of [B,T,J,D] as float32 rows [T',D] and columns [D,T']."""
     for t in range(length):
@@ -145,7 +151,7 @@ def _dot(a, b, at, size):
 @njit(**JIT)
 def _forward(first, last, q, k, v, starts, y, partition, sizes):
     length, heads, kv_heads, width = sizes
-    padded, repeat = (length + LANES - 1) // LANES * LANES, heads // kv_heads
+    padded, repeat = _padded(length), heads // kv_heads
     block, scale = BLOCK * repeat, np.float32(1.0) / np.sqrt(np.float32(width))
     rows, values, columns, unused = scratch(padded * width), scratch(padded * width), scratch(padded * width), scratch(padded * width)
     queries, weights, mixed, shares = scratch(block * width), scratch(block * padded), scratch(block * width), scratch(block)
@@ -176,7 +182,7 @@ def _forward(first, last, q, k, v, starts, y, partition, sizes):
 @njit(**JIT)
 def _backward(first, last, q, k, v, starts, y, partition, dy, dq, dk, dv, sizes):
     length, heads, kv_heads, width = sizes
-    padded, repeat = (length + LANES - 1) // LANES * LANES, heads // kv_heads
+    padded, repeat = _padded(length), heads // kv_heads
     block, one, scale = BLOCK * repeat, np.float32(1.0), np.float32(1.0) / np.sqrt(np.float32(width))
     rows, unused, columns, value_columns = scratch(padded * width), scratch(padded * width), scratch(padded * width), scratch(padded * width)
     queries, above, out, mixed = scratch(block * width), scratch(block * width), scratch(block * width), scratch(block * width)
