@@ -74,17 +74,18 @@ def multiply(left, at, row, step, right, at_right, step_right, rows, depth, colu
 
     `rows` is a multiple of 4, `columns` of 16. With a scale of 0 what `out` held is not read.
     """
-    scale = np.float32(scale)
-    for r in range(0, rows, ROWS):
-        c, from_left, to = 0, at + r * row, at_out + r * row_out
-        while c + 4 * WIDTH <= columns:
-            _four(left, from_left, row, step, right, at_right + c, step_right, depth, out, to + c, row_out, scale)
-            c += 4 * WIDTH
-        if c + 2 * WIDTH <= columns:
-            _two(left, from_left, row, step, right, at_right + c, step_right, depth, out, to + c, row_out, scale)
-            c += 2 * WIDTH
-        if c < columns:
-            _one(left, from_left, row, step, right, at_right + c, step_right, depth, out, to + c, row_out, scale)
+    scale, c = np.float32(scale), 0
+    while c + 4 * WIDTH <= columns:  # columns outside: four vectors of the right side stay in the first-level cache while rows pass by
+        for r in range(0, rows, ROWS):
+            _four(left, at + r * row, row, step, right, at_right + c, step_right, depth, out, at_out + r * row_out + c, row_out, scale)
+        c += 4 * WIDTH
+    if c + 2 * WIDTH <= columns:
+        for r in range(0, rows, ROWS):
+            _two(left, at + r * row, row, step, right, at_right + c, step_right, depth, out, at_out + r * row_out + c, row_out, scale)
+        c += 2 * WIDTH
+    if c < columns:
+        for r in range(0, rows, ROWS):
+            _one(left, at + r * row, row, step, right, at_right + c, step_right, depth, out, at_out + r * row_out + c, row_out, scale)
 
 
 @intrinsic
