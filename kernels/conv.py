@@ -18,9 +18,11 @@ from torch import Tensor
 from kernels.lanes import JIT, ROWS, flat, over_tiles, runs_here, tiles
 from kernels.simd import WIDTH as LANES
 from kernels.simd import fma, keep_if, scratch, splat, vadd, vload, vmul, vsigmoid, vstore, vsub
+from kernels.skinny import prefetch
 from kernels.triton.dispatch import twin
 
 TAPS = 4  # the width the compiled loops are written for; others run the reference
+AHEAD = 2  # rows asked for before their turn: a slice of a wider tensor comes from memory in pieces
 
 
 def causal_conv_reference(x_BLC: Tensor, weight_CW: Tensor, bias_C: Tensor, *, seq_idx_BL: Tensor | None = None,
@@ -168,6 +170,7 @@ def _forward(first, last, x, x_batch, x_row, taps, bias, reach, y, length, chann
             for c in range(0, channels, LANES):
                 total = _dot(_read(x, begins, within, c), _weights(taps, within, channels, c), vload(bias, c))
                 vstore(y, out + c, vmul(total, vsigmoid(total)))
+                prefetch(x, begins[0] + AHEAD * x_row + c)
 
 
 @njit(**JIT)
@@ -187,7 +190,7 @@ def _backward(first, last, x, x_batch, x_row, taps, bias, reach, dy, dx, sums, l
         for t in range(start, reading):
             begins, within = _window(b * x_batch + t * x_row, x_row, np.int64(reach[b, t]))
             row = (b * length + t) * channels
-            _backward_position(x, begins, within, taps, bias, dy, dx, row, waiting, total, t < stop, t - start >= TAPS - 1, channels)
+            _backward_position(x, x_row, begins, within, taps, bias, dy, dx, row, waiting, total, t < stop, t - start >= TAPS - 1, channels)
         for back in range(1, TAPS):
             if start <= reading - back < stop:
                 row = (b * length + reading - back) * channels
@@ -196,12 +199,14 @@ def _backward(first, last, x, x_batch, x_row, taps, bias, reach, dy, dx, sums, l
 
 
 @njit(**JIT)
-def _backward_position(x, begins, within, taps, bias, dy, dx, row, waiting, total, inside, complete, channels):
+def _backward_position(x, x_row, begins, within, taps, bias, dy, dx, row, waiting, total, inside, complete, channels):
     """`inside`: this position within for the weights. `complete`: the one three before it is of this tile, and its dx is complete now."""
     one = splat(np.float32(1.0))
     for c in range(0, channels, LANES):
         window, w = _read(x, begins, within, c), _weights(taps, within, channels, c)
         before = _dot(window, w, vload(bias, c))
+        prefetch(x, begins[0] + AHEAD * x_row + c)
+        prefetch(dy, row + AHEAD * channels + c)
         s = vsigmoid(before)
         slope = vmul(vmul(vload(dy, row + c), s), fma(before, vsub(one, s), one))
         if inside:

@@ -31,8 +31,7 @@ def flat(t: torch.Tensor) -> np.ndarray:
     t = t.detach()
     if not t.is_contiguous():
         t = t.as_strided((1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride())),), (1,))
-    t = t.view(-1)
-    return (t.view(torch.uint16) if t.dtype == torch.bfloat16 else t).numpy()
+    return (t.view(torch.uint16) if t.dtype == torch.bfloat16 else t).numpy().reshape(-1)
 
 
 def tiles(count: int) -> int:

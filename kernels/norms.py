@@ -16,7 +16,10 @@ from torch import Tensor
 from kernels.lanes import JIT, ROWS, flat, load, over_tiles, runs_here, store, tiles
 from kernels.simd import WIDTH as LANES
 from kernels.simd import fma, scratch, splat, vload, vmul, vsigmoid, vstore, vsub, vsum
+from kernels.skinny import prefetch
 from kernels.triton.dispatch import twin
+
+AHEAD = 2  # rows the gated norm asks for before their turn
 
 
 def rms_norm_reference(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -173,6 +176,8 @@ def _gated_forward(first, last, y, z, z_batch, z_row, weight, eps, groups, out, 
                 value = vmul(vload(y, at + i), vmul(gate, vsigmoid(gate)))
                 vstore(gated, i, value)
                 squares = fma(value, value, squares)
+                prefetch(y, at + i + AHEAD * width)
+                prefetch(z, at_z + i + AHEAD * z_row)
             scale = splat(_scale(squares, size, eps))
             for i in range(0, size, LANES):
                 vstore(out, at + i, vmul(vload(gated, i), scale))                          # cast first,
@@ -199,6 +204,9 @@ def _gated_backward(first, last, y, z, z_batch, z_row, weight, eps, groups, dout
                     vstore(gated, i, value)
                     squares = fma(value, value, squares)
                     along = fma(value, vmul(vload(weight, offset + i), vload(dout, at + i)), along)
+                    prefetch(y, at + i + AHEAD * width)
+                    prefetch(z, at_z + i + AHEAD * z_row)
+                    prefetch(dout, at + i + AHEAD * width)
                 rms = _scale(squares, size, eps)
                 scale, pull = splat(rms), splat(-_pull(along, rms, size))
                 for i in range(0, size, LANES):
