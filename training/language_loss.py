@@ -55,8 +55,12 @@ def language_loss(
 
 
 def _weighted_mean(lm: Any, hidden_BTD: Tensor, labels_BT: Tensor, weights_BT: Tensor) -> Tensor:
-    chosen_BT = weights_BT > 0
-    return linear_cross_entropy(hidden_BTD[chosen_BT], lm.lm_head.weight, labels_BT[chosen_BT], weights_BT[chosen_BT])
+    rows = hidden_BTD.flatten(0, 1), labels_BT.flatten(), weights_BT.flatten()
+    chosen = rows[2] > 0
+    if not chosen.all():  # else nothing is copied, nor gradients scattered back
+        rows = tuple(each[chosen] for each in rows)
+    hidden_KD, labels_K, weights_K = rows
+    return linear_cross_entropy(hidden_KD, lm.lm_head.weight, labels_K, weights_K)
 
 
 def rolled_labels(labels_BT: Tensor, weights_BT: Tensor, seq_idx_BT: Tensor | None, depth: int) -> tuple[Tensor, Tensor]:
