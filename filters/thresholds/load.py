@@ -12,8 +12,6 @@ from importlib import resources
 
 import yaml
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, ten times as fast, where PyYAML was built with it
-
 
 @dataclass(frozen=True)
 class Thresholds:
@@ -43,7 +41,7 @@ def _all() -> dict[str, Thresholds]:
     known = {"en": ENGLISH}
     for entry in sorted(resources.files("filters.thresholds").iterdir(), key=lambda entry: entry.name):
         if entry.name.endswith(".yaml"):
-            content = yaml.load(entry.read_text(encoding="utf-8"), _LOADER)
+            content = yaml.safe_load(entry.read_text(encoding="utf-8"))
             bounds = {rule: (bound.get("min"), bound.get("max")) for rule, bound in content["rules"].items()}
             known[content["language"]] = Thresholds(content["language"], bounds, frozenset(content["stop_words"]))
     return known
