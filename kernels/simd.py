@@ -102,32 +102,16 @@ def fma(typing_context, a, b, c):
     return lanes(lanes, lanes, lanes), emit
 
 
-@intrinsic
-def vadd(typing_context, a, b):
-    def emit(context, builder, signature, arguments):
-        return builder.fadd(*arguments)
-    return lanes(lanes, lanes), emit
+def _lane_by_lane(operation: str):
+    @intrinsic
+    def both(typing_context, a, b):
+        def emit(context, builder, signature, arguments):
+            return getattr(builder, operation)(*arguments)
+        return lanes(lanes, lanes), emit
+    return both
 
 
-@intrinsic
-def vsub(typing_context, a, b):
-    def emit(context, builder, signature, arguments):
-        return builder.fsub(*arguments)
-    return lanes(lanes, lanes), emit
-
-
-@intrinsic
-def vmul(typing_context, a, b):
-    def emit(context, builder, signature, arguments):
-        return builder.fmul(*arguments)
-    return lanes(lanes, lanes), emit
-
-
-@intrinsic
-def vdiv(typing_context, a, b):
-    def emit(context, builder, signature, arguments):
-        return builder.fdiv(*arguments)
-    return lanes(lanes, lanes), emit
+vadd, vsub, vmul, vdiv = map(_lane_by_lane, ("fadd", "fsub", "fmul", "fdiv"))
 
 
 @intrinsic
