@@ -5,7 +5,6 @@ import shutil
 import httpx
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import generators.run as generate
 from generators.engines.choose import open_writer
@@ -14,7 +13,7 @@ from generators.engines.openai import OpenAIWriter
 from generators.problems import PROBLEMS, ProblemsRecipe
 from generators.run import GENERATE, GenerateRecipe, request_seed
 from generators.tasks import TASKS
-from model import HybridConfig, HybridLM, chat
+from model import HybridLM
 from pipelines.dataset import Dataset
 from pipelines.errors import UserError
 from pipelines.recipe import load_recipe
@@ -119,17 +118,9 @@ def test_shares_add_up():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(untrained_folder):
     """A real (untrained) model folder."""
-    out = tmp_path_factory.mktemp("model") / "toy"
-    tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tok.decoder = decoders.ByteLevel()
-    tok.train_from_iterator(["What is 1 + 2?"], trainers.BpeTrainer(vocab_size=300, special_tokens=chat.SPECIAL_TOKENS, show_progress=False,
-                                                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    HybridLM(HybridConfig.tiny(vocab_size=tok.get_vocab_size()), seed=1).save_pretrained(out)
-    tok.save(str(out / "tokenizer.json"))
-    return out
+    return untrained_folder()
 
 
 def test_the_in_repo_engine_writes_the_same_twice(problems, folder, tmp_path):

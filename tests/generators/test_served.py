@@ -5,14 +5,14 @@ from contextlib import contextmanager
 
 import pytest
 import uvicorn
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
 from generators.engines.choose import open_writer
 from generators.engines.interface import EngineRecipe, Request, SamplingRecipe
 from generators.engines.local import weights_digest
 from generators.problems import PROBLEMS, ProblemsRecipe
 from generators.run import GENERATE, GenerateRecipe
-from model import HybridConfig, HybridLM, chat
+from model import HybridLM
 from model.engine import Engine
 from model.serving import Limits, create_app
 from pipelines.recipe import load_recipe
@@ -22,17 +22,9 @@ SAMPLING = {"temperature": 0.9, "top_k": 40, "top_p": 0.95, "max_tokens": 40}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(untrained_folder):
     """An untrained model folder. Its tokenizer knows <think> and </think>, so budgets and reasoning work on what it babbles."""
-    out = tmp_path_factory.mktemp("served") / "toy"
-    tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tok.decoder = decoders.ByteLevel()
-    tok.train_from_iterator(["What is 1 + 2?"], trainers.BpeTrainer(vocab_size=300, special_tokens=chat.SPECIAL_TOKENS, show_progress=False,
-                                                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    HybridLM(HybridConfig.tiny(vocab_size=tok.get_vocab_size(), initializer_range=0.3), seed=1).save_pretrained(out)
-    tok.save(str(out / "tokenizer.json"))
-    return out
+    return untrained_folder(initializer_range=0.3)
 
 
 @contextmanager
