@@ -24,12 +24,12 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
 from filters.classifier import GOOD, FastText, SignalModel
+from pipelines.arrow_files import read_arrow, write_arrow
 from pipelines.cluster import Cluster
-from pipelines.dataset import Dataset
+from pipelines.dataset import Dataset, open_part
 from pipelines.errors import UserError
 from pipelines.progress import Progress, silent
 from pipelines.recipe import Recipe
@@ -132,18 +132,18 @@ def write_scores(payload: dict, recipe: BucketRecipe, output: PartOutput) -> Non
                 raise UserError(f"classifier {member.name}: {error}") from None
     scores = {member.name: np.concatenate(column) for member, column in zip(recipe.classifiers, columns, strict=True)}
     size = _sizes(payload["part"], recipe.text)
-    _write_arrow(output, f"scores-{payload['index']:05d}.arrow", scores)
-    _write_arrow(output, f"bins-{payload['index']:05d}.arrow", {name: np.bincount(bin_of(column), size, BINS) for name, column in scores.items()})
+    write_arrow(output, f"scores-{payload['index']:05d}.arrow", scores)
+    write_arrow(output, f"bins-{payload['index']:05d}.arrow", {name: np.bincount(bin_of(column), size, BINS) for name, column in scores.items()})
 
 
 def write_ranks(payload: dict, recipe: BucketRecipe, output: PartOutput) -> None:
     """`ranks.arrow`: the rank float64 of every bin, from the parts' bins summed."""
     totals: dict[str, np.ndarray] = {}
     for uri in payload["bins"]:
-        table = _read_arrow(uri)
+        table = read_arrow(uri)
         for name in table.column_names:
             totals[name] = totals.get(name, np.zeros(BINS)) + table[name].to_numpy()
-    _write_arrow(output, "ranks.arrow", {name: ranks_of(total) for name, total in totals.items()})
+    write_arrow(output, "ranks.arrow", {name: ranks_of(total) for name, total in totals.items()})
     output.count(**{f"rank_error.{name}": float(total.max() / max(total.sum(), 1) / 2) for name, total in totals.items()})
 
 
@@ -151,16 +151,16 @@ def write_means(payload: dict, recipe: BucketRecipe, output: PartOutput) -> None
     """`means-N.arrow`: bytes of text per bin of the mean rank."""
     mean = _member_ranks(payload).mean(0)
     weights = np.bincount(_rank_bin(mean), _sizes(payload["part"], recipe.text), BINS)
-    _write_arrow(output, f"means-{payload['index']:05d}.arrow", {"ensemble": weights})
+    write_arrow(output, f"means-{payload['index']:05d}.arrow", {"ensemble": weights})
 
 
 def write_buckets(payload: dict, recipe: BucketRecipe, output: PartOutput) -> None:
     """The part's rows with their buckets."""
     members = _member_ranks(payload)
-    rank = members.max(0) if payload["cuts"] is None else _read_arrow(payload["cuts"])["ensemble"].to_numpy()[_rank_bin(members.mean(0))]
+    rank = members.max(0) if payload["cuts"] is None else read_arrow(payload["cuts"])["ensemble"].to_numpy()[_rank_bin(members.mean(0))]
     bucket = np.minimum((rank * recipe.buckets).astype(np.int8), recipe.buckets - 1)
     level = pa.array(list(recipe.levels), pa.string()).take(pa.array(np.searchsorted(list(recipe.levels.values()), bucket, side="right") - 1))
-    table = _read_arrow(payload["scores"])
+    table = read_arrow(payload["scores"])
     scores = pa.StructArray.from_arrays([column.combine_chunks() for column in table.columns], names=table.column_names)
     added = {"quality_bucket": pa.array(bucket), "quality_level": level, "quality_rank": pa.array(rank.astype(np.float32)), "quality_scores": scores}
     begin = 0
@@ -179,7 +179,7 @@ def write_buckets(payload: dict, recipe: BucketRecipe, output: PartOutput) -> No
 
 def _member_ranks(payload: dict) -> np.ndarray:
     """Each classifier's rank of each row of the part: float64 [classifiers, rows]."""
-    scores, ranks = _read_arrow(payload["scores"]), _read_arrow(payload["ranks"])
+    scores, ranks = read_arrow(payload["scores"]), read_arrow(payload["ranks"])
     return np.array([ranks[name].to_numpy()[bin_of(scores[name].to_numpy())] for name in scores.column_names])
 
 
@@ -207,7 +207,7 @@ def ranks_of(weights: np.ndarray) -> np.ndarray:
 
 
 def _batches(part: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    with fsspec.open(part, "rb") as file, pq.ParquetFile(file) as parquet:
+    with open_part(part) as parquet:
         if missing := [name for name in columns or () if name not in parquet.schema_arrow.names]:
             raise UserError(f"{part}: no column {missing[0]!r}, which a classifier reads")
         for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=columns):
@@ -233,14 +233,3 @@ def _load(kind: str, path: str, label: str) -> FastText | SignalModel:
             return SignalModel.loads(file.read())
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def _write_arrow(output: PartOutput, name: str, columns: dict[str, np.ndarray]) -> None:
-    table = pa.table(columns)
-    with output.file(name) as target, pa.ipc.new_file(pa.PythonFile(target, mode="w"), table.schema) as writer:
-        writer.write_table(table)
-
-
-def _read_arrow(uri: str) -> pa.Table:
-    with fsspec.open(uri, "rb") as file:
-        return pa.ipc.open_file(pa.PythonFile(file, mode="r")).read_all()

@@ -13,7 +13,7 @@ Paths are fsspec URIs, so a dataset may lie on a disk, in s3://, gs:// or memory
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -140,9 +140,20 @@ class Dataset:
             yield from read_batches(part, columns, batch_size)
 
 
+@contextmanager
+def open_part(uri: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file, wherever it lies.
+
+    Raises:
+        UserError: there is no such file, or it cannot be reached.
+    """
+    with open_input(uri) as file, pq.ParquetFile(file) as table:
+        yield table
+
+
 def read_batches(part: str, columns: Sequence[str] | None = None, batch_size: int = 1024) -> Iterator[pa.RecordBatch]:
     """Stream one Parquet file in bounded memory; `part` is an fsspec URI."""
-    with open_input(part) as file, pq.ParquetFile(file) as table:
+    with open_part(part) as table:
         yield from table.iter_batches(batch_size=batch_size, columns=list(columns) if columns is not None else None)
 
 

@@ -27,7 +27,7 @@ from tokenizers import Tokenizer
 from pipelines import megatron
 from pipelines.atomic import write_file
 from pipelines.cluster import Cluster
-from pipelines.dataset import Dataset
+from pipelines.dataset import Dataset, open_part
 from pipelines.errors import UserError
 from pipelines.fill_in_middle import FillInMiddleEncoder
 from pipelines.loader.supply import plan_over
@@ -161,7 +161,7 @@ def _sample(dataset: Dataset, source: Source) -> pl.DataFrame:
 def _row_groups(dataset: Dataset) -> Iterator[tuple[str, int, int]]:
     """Every row group of a dataset: (file, number, uncompressed bytes)."""
     for path in dataset.parts:
-        with fsspec.open(path, "rb") as file, pq.ParquetFile(file) as table:
+        with open_part(path) as table:
             for group in range(table.num_row_groups):
                 yield path, group, table.metadata.row_group(group).total_byte_size
 
@@ -265,7 +265,7 @@ class _ShardWriter:
 def _frames(groups: list[list[Any]], source: Source | SourceBytes) -> Iterator[pl.DataFrame]:
     """The rows of row groups as frames with `id`, the text or messages, and `__chosen`."""
     for path, group in groups:
-        with fsspec.open(path, "rb") as file, pq.ParquetFile(file) as table:
+        with open_part(path) as table:
             names = {"id", _column(source), *(["cluster_size"] if source.rehydrate else [])}
             chosen = condition(source)
             names |= set() if chosen is None else set(chosen.meta.root_names())

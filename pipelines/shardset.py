@@ -27,6 +27,7 @@ from pipelines.mixture.plan import MixturePlan
 from pipelines.mixture.recipe import Mixture
 from pipelines.progress import Progress, ProgressEvent, silent
 from pipelines.shard_cache import ShardCache
+from pipelines.storage import open_input
 
 if TYPE_CHECKING:  # a loader that reads tokens needs neither tokenizers nor tables, and they are a quarter of its memory
     from tokenizers import Tokenizer
@@ -62,7 +63,7 @@ class Shard:
         """The documents' ids, in order."""
         import pyarrow.parquet as pq
 
-        with fsspec.open(self._shards.path(f"{self.prefix}.docs.parquet"), "rb") as file:
+        with open_input(self._shards.path(f"{self.prefix}.docs.parquet")) as file:
             return pq.read_table(io.BytesIO(file.read()), columns=["id"]).column("id").to_pylist()
 
     def document(self, index: int) -> np.ndarray:
@@ -137,7 +138,7 @@ class ShardSet:
     def tokenizer(self) -> "Tokenizer":
         from tokenizers import Tokenizer
 
-        with fsspec.open(f"{self.uri}/tokenizer.json", "rb") as file:
+        with open_input(f"{self.uri}/tokenizer.json") as file:
             return Tokenizer.from_buffer(file.read())
 
     def source(self, name: str) -> dict[str, Any]:

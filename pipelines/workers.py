@@ -4,6 +4,8 @@ A command on a few files should not wait for its workers. Two workers of a local
 us anew. Here one process (`multiprocessing`'s fork server) imports a room of the package while this one reads the recipe and plans; workers are forked
 from it in milliseconds, share its memory, and are spoken to through a pipe each.
 
+What goes through the pipes is pickled by this command for this command's own processes; nothing from a disk or a network is ever unpickled.
+
 A worker that dies takes its item with it, and another gets the item. A worker whose pipe closes ends, so none outlives this process by more than an item.
 """
 

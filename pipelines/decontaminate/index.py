@@ -9,13 +9,13 @@ The index is the only thing every process holds whole. It grows with the benchma
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 
 from kernels.ngrams import Normalisation, gram_filter, hash_ngrams, words_of
+from pipelines.arrow_files import read_arrow, write_arrow
 from pipelines.benchmark_items import read_items
 from pipelines.decontaminate.recipe import DecontaminateRecipe
 from pipelines.stage import PartOutput
@@ -144,14 +144,3 @@ def load_index(files: tuple[str, ...], digest: str) -> Index:
         by_length.append(Grams(int(one), grams[here], gram_filter(grams[here]), int(here[0])))
     names = tables["items.arrow"]
     return Index(by_length, np.append(starts, gram.size), item, names["id"].to_pylist(), names["text"].to_pylist())
-
-
-def write_arrow(output: PartOutput, name: str, columns: dict[str, Any]) -> None:
-    table = pa.table(columns)
-    with output.file(name) as file, pa.ipc.new_file(pa.PythonFile(file, mode="w"), table.schema) as writer:
-        writer.write_table(table)
-
-
-def read_arrow(uri: str) -> pa.Table:
-    with fsspec.open(uri, "rb") as file:
-        return pa.ipc.open_file(pa.PythonFile(file, mode="r")).read_all()

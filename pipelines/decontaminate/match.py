@@ -6,14 +6,14 @@ from it before anything is decided, without a second look at the text.
 
 from collections.abc import Iterator
 
-import fsspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from kernels.ngrams import find_grams, fold_table, hash_ngrams, hash_words, utf8_column
+from pipelines.arrow_files import write_arrow
 from pipelines.benchmark_items import as_text
-from pipelines.decontaminate.index import Index, expand_ligatures, load_index, write_arrow
+from pipelines.dataset import open_part
+from pipelines.decontaminate.index import Index, expand_ligatures, load_index
 from pipelines.decontaminate.recipe import DecontaminateRecipe
 from pipelines.errors import UserError
 from pipelines.stage import PartOutput
@@ -85,7 +85,7 @@ def _apart(raw: bytes, end: int, start: int) -> bool:
 
 def batches(part: str, text: str, only: bool = False) -> Iterator[pa.Table]:
     """The part's rows, or their text alone."""
-    with fsspec.open(part, "rb") as file, pq.ParquetFile(file) as parquet:
+    with open_part(part) as parquet:
         names = parquet.schema_arrow.names
         if text not in names:
             raise UserError(f"{part}: no column {text!r} (columns: {', '.join(names)})")

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipelines.decontaminate.index import Index, load_index, read_arrow, write_arrow
+from pipelines.arrow_files import read_arrow, write_arrow
+from pipelines.decontaminate.index import Index, load_index
 from pipelines.decontaminate.match import batches, text_column
 from pipelines.decontaminate.recipe import DecontaminateRecipe
 from pipelines.stage import PartOutput

@@ -1,11 +1,10 @@
 """The last step: each input part again, row by row kept with its cluster's size or rejected with what it duplicates."""
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from pipelines.dataset import open_part
 from pipelines.dedup.clusters import VERDICT
 from pipelines.dedup.exchange import column, files_of, receive, row_of
 from pipelines.dedup.recipe import DedupRecipe
@@ -25,7 +24,7 @@ def apply(payload: dict, recipe: DedupRecipe, output: PartOutput) -> None:
     """
     verdicts = receive(files_of(payload["verdicts"]), payload["index"]) if payload["verdicts"] else VERDICT.empty_table()
     captures = receive(files_of(payload["captures"]), payload["index"]) if payload["captures"] else NO_CAPTURES
-    with fsspec.open(payload["part"], "rb") as file, pq.ParquetFile(file) as parquet:
+    with open_part(payload["part"]) as parquet:
         rows = parquet.metadata.num_rows
         verdict_of, capture_of = _positions(verdicts, rows), _positions(captures, rows)
         begin = 0

@@ -7,13 +7,12 @@ to parts: whatever the size of parts, no step holds more than one chunk's or one
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pipelines.dataset import Dataset
+from pipelines.arrow_files import read_arrow, write_arrow
+from pipelines.dataset import Dataset, open_part
 from pipelines.dedup.exchange import column, documents, receive, send
 from pipelines.errors import UserError
 from pipelines.stage import PartOutput
@@ -41,7 +40,7 @@ def chunks(part: str, text: str, columns: Sequence[str] | None = None) -> Iterat
     Raises:
         UserError: the part has no column `text`, or it holds no text.
     """
-    with fsspec.open(part, "rb") as file, pq.ParquetFile(file) as parquet:
+    with open_part(part) as parquet:
         schema = parquet.schema_arrow
         if text not in schema.names:
             raise UserError(f"{part}: no column {text!r} (columns: {', '.join(schema.names)})")
@@ -74,9 +73,8 @@ def survey(payload: dict, recipe: Any, output: PartOutput) -> None:
         firsts.append(documents(payload["index"], np.array([begin]))[0])
         sizes.append(pc.sum(pc.fill_null(pc.binary_length(rows[recipe.text]), 0)).as_py() or 0)
         begin += rows.num_rows
-    table = pa.table({"first": pa.array(firsts, pa.uint64()), "bytes": pa.array(sizes, pa.int64())})
-    with output.file(f"chunks-{payload['index']:05d}.arrow") as file, pa.ipc.new_file(pa.PythonFile(file, mode="w"), table.schema) as writer:
-        writer.write_table(table)
+    columns = {"first": pa.array(firsts, pa.uint64()), "bytes": pa.array(sizes, pa.int64())}
+    write_arrow(output, f"chunks-{payload['index']:05d}.arrow", columns)
     output.count(documents=begin, bytes=sum(sizes))
 
 
@@ -91,11 +89,7 @@ def chunk_firsts(survey: str) -> np.ndarray:
 
 
 def _surveyed(survey: str) -> list[pa.Table]:
-    tables = []
-    for uri in Dataset.open(survey).files:
-        with fsspec.open(uri, "rb") as file:
-            tables.append(pa.ipc.open_file(pa.PythonFile(file, mode="r")).read_all())
-    return tables
+    return [read_arrow(uri) for uri in Dataset.open(survey).files]
 
 
 def chunk_of(document: np.ndarray, firsts: np.ndarray) -> np.ndarray:

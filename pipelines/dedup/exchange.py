@@ -11,12 +11,13 @@ Documents are named by a 64-bit number while this lasts: input part in the upper
 from collections.abc import Sequence
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 
+from pipelines.arrow_files import read_arrow
 from pipelines.dataset import Dataset
 from pipelines.stage import PartOutput
+from pipelines.storage import open_input
 
 ROW_BITS = 32  # a part holds fewer than 2^32 rows
 
@@ -75,9 +76,10 @@ def receive(files: Sequence[str], bucket: int) -> pa.Table:
 
 def read(uri: str, bucket: int | None = None) -> pa.Table:
     """One bucket of a file, or (None) all of it."""
-    with fsspec.open(uri, "rb") as file:
-        batches = pa.ipc.open_file(pa.PythonFile(file, mode="r"))
-        return batches.read_all() if bucket is None else pa.Table.from_batches([batches.get_batch(bucket)])
+    if bucket is None:
+        return read_arrow(uri)
+    with open_input(uri) as file:
+        return pa.Table.from_batches([pa.ipc.open_file(pa.PythonFile(file, mode="r")).get_batch(bucket)])
 
 
 def column(table: pa.Table, name: str) -> np.ndarray:

@@ -20,6 +20,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 
+from pipelines.arrow_files import write_arrow
 from pipelines.dataset import Dataset
 from pipelines.dedup.exchange import ROW_BITS, channel, column, documents, files_of, part_of, place_of, read, receive, row_of
 from pipelines.dedup.recipe import DedupRecipe
@@ -139,8 +140,7 @@ def _write(payload: dict, recipe: DedupRecipe, output: PartOutput) -> None:
     kind, number = payload["kind"], payload["number"]
     table = receive(files_of(payload["survivors"]), number)
     order = np.argsort(place_of(column(table, KINDS[kind])) if kind in KINDS else column(table, "row"), kind="stable")
-    with output.file(f"{kind}-{number:05d}.arrow") as file, pa.ipc.new_file(pa.PythonFile(file, mode="w"), table.schema) as writer:
-        writer.write_table(table.take(order))
+    write_arrow(output, f"{kind}-{number:05d}.arrow", table.take(order))
     output.count(keys=table.num_rows if kind in KINDS else 0)
 
 

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import fsspec
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from pipelines.dataset import open_part
 from pipelines.errors import UserError
 
 PREFIX = "rank."  # of the sort key's columns while they travel
@@ -29,7 +28,7 @@ class Key:
 
 def read_columns(part: str, columns: Sequence[str]) -> pa.Table:
     """Top-level or dotted columns of a Parquet file, each under its dotted name; missing ones are left out."""
-    with fsspec.open(part, "rb") as file, pq.ParquetFile(file) as parquet:
+    with open_part(part) as parquet:
         present = [name for name in columns if _find(parquet.schema_arrow, name)]
         table = parquet.read(columns=present)
         rows = parquet.metadata.num_rows

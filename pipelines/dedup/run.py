@@ -20,11 +20,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-import fsspec
-import pyarrow.parquet as pq
-
 from pipelines.cluster import Cluster
-from pipelines.dataset import Dataset
+from pipelines.dataset import Dataset, open_part
 from pipelines.dedup.apply import apply
 from pipelines.dedup.bands import choose_captures, find_candidates, find_edges
 from pipelines.dedup.clusters import choose_survivors, send_members
@@ -203,6 +200,6 @@ def _parts(uris: Sequence[str]) -> list[tuple[str, int]]:
     parts = [part for uri in uris for part in ([uri] if uri.endswith(".parquet") else Dataset.open(uri).parts)]
     rows = []
     for part in parts:
-        with fsspec.open(part, "rb") as file:
-            rows.append(pq.ParquetFile(file).metadata.num_rows)
+        with open_part(part) as table:
+            rows.append(table.metadata.num_rows)
     return list(zip(parts, rows, strict=True))

@@ -5,14 +5,14 @@ These are the only steps that read text before the last one; everything between 
 
 from collections.abc import Iterator
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import xxhash
 
 from kernels import minhash
+from pipelines.arrow_files import write_arrow
+from pipelines.dataset import open_part
 from pipelines.dedup.exchange import bucket_of, column, documents, files_of, receive, row_of, send
 from pipelines.dedup.rank import read_columns, read_rank
 from pipelines.dedup.recipe import DedupRecipe
@@ -78,10 +78,7 @@ def write_signatures(payload: dict, recipe: DedupRecipe, output: PartOutput) -> 
             table = table.append_column("text", pa.array(np.repeat(low[signed], recipe.minhash.bands)))
         send(output, f"bands-{index:05d}.arrow", table, bucket_of(flat, buckets), buckets)
         output.count(signatures=int(signed.sum()), shingles=int(np.concatenate(counts)[alive].sum()))
-    with output.file(f"rows-{index:05d}.arrow") as file:
-        table = pa.table({"high": high, "low": low, "text_bytes": size})
-        with pa.ipc.new_file(pa.PythonFile(file, mode="w"), table.schema) as writer:
-            writer.write_table(table)
+    write_arrow(output, f"rows-{index:05d}.arrow", {"high": high, "low": low, "text_bytes": size})
     output.count(documents=rows, bytes=int(size.sum()))
 
 
@@ -94,7 +91,7 @@ def ids_of(table: pa.Table, part: int, begin: int = 0) -> pa.Array:
 
 def read_texts(part: str, name: str) -> Iterator[pa.Array]:
     """The texts of a part, BATCH_ROWS at a time."""
-    with fsspec.open(part, "rb") as file, pq.ParquetFile(file) as parquet:
+    with open_part(part) as parquet:
         if name not in parquet.schema_arrow.names:
             raise UserError(f"{part}: no column {name!r} (columns: {', '.join(parquet.schema_arrow.names)})")
         if not parquet.metadata.num_rows:

@@ -20,6 +20,7 @@ from pipelines.mixture.recipe import Mixture
 from pipelines.packing import Concat, Indexed, Packing, Windows, unread, whole_documents, window_index
 from pipelines.recipe import digest_of
 from pipelines.shardset import Shard, ShardSet
+from pipelines.storage import open_input
 
 
 def plan_over(shards: ShardSet, mixture: Mixture) -> MixturePlan:
@@ -82,7 +83,7 @@ class ShardSupply:
         path = f"{self.shards.uri}/windows/{name}"
         if not _exists(path):
             write_file(path, make())
-        with fsspec.open(path, "rb") as file:
+        with open_input(path) as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         windows = Indexed(self.shards.array(f"windows/{name}", np.dtype("<i8"), sha256), length)
         return Available(tokens=windows.tokens, windows=windows.windows, index=name, sha256=sha256)

@@ -1,11 +1,10 @@
 """The last step: each input part again, row by row kept or rejected with what it is too near to."""
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from pipelines.dataset import open_part
 from pipelines.dedup.chunks import messages
 from pipelines.dedup.exchange import column, row_of
 from pipelines.dedup.semantic.recipe import SemanticRecipe
@@ -24,7 +23,7 @@ def apply(payload: dict, recipe: SemanticRecipe, output: PartOutput) -> None:
     verdicts = messages(payload["verdicts"], payload["index"])
     rows = row_of(column(verdicts, "document"))
     begin = 0
-    with fsspec.open(payload["part"], "rb") as file, pq.ParquetFile(file) as parquet:
+    with open_part(payload["part"]) as parquet:
         for batch in parquet.iter_batches(batch_size=BATCH_ROWS):
             here = np.flatnonzero((rows >= begin) & (rows < begin + batch.num_rows))
             place = np.full(batch.num_rows, -1)

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
 from kernels.minimizers import number_symbols
+from pipelines.arrow_files import read_arrow, write_arrow
 from pipelines.dataset import Dataset, read_batches
 from pipelines.dedup.chunks import Outbox, chunks
 from pipelines.dedup.exchange import documents
@@ -35,25 +35,17 @@ def write_embeddings(payload: dict, recipe: SemanticRecipe, output: PartOutput) 
         output.read(rows.num_rows)
         output.write(pa.table({"id": ids_of(rows, payload["index"], begin), "embedding": vector_column(vectors), "text_bytes": size}))
         begin += rows.num_rows
-    with output.file(f"sample-{payload['index']:05d}.arrow") as file:
-        table = pa.table({"embedding": vector_column(np.concatenate(samples))})
-        with pa.ipc.new_file(pa.PythonFile(file, mode="w"), table.schema) as writer:
-            writer.write_table(table)
+    write_arrow(output, f"sample-{payload['index']:05d}.arrow", {"embedding": vector_column(np.concatenate(samples))})
     output.count(dimensions=dimensions if payload["index"] == 0 else 0)
 
 
 def find_centroids(payload: dict, recipe: SemanticRecipe, output: PartOutput) -> None:
     """Spherical k-means (Lloyd's iterations, float32) on the sample; writes `centroids.arrow`."""
-    tables = []
-    for uri in Dataset.open(payload["embeddings"]).files:
-        with fsspec.open(uri, "rb") as file:
-            tables.append(pa.ipc.open_file(pa.PythonFile(file, mode="r")).read_all())
-    sample = vectors_of(pa.concat_tables(tables)["embedding"], payload["dimensions"])
+    samples = pa.concat_tables(map(read_arrow, Dataset.open(payload["embeddings"]).files))
+    sample = vectors_of(samples["embedding"], payload["dimensions"])
     centroids = spherical_kmeans(sample[np.any(sample != 0, axis=1)], payload["clusters"], recipe.iterations, recipe.seed)
-    with output.file("centroids.arrow") as file:
-        table = pa.table({"centroid": pa.FixedSizeListArray.from_arrays(pa.array(centroids.ravel(), pa.float32()), payload["dimensions"])})
-        with pa.ipc.new_file(pa.PythonFile(file, mode="w"), table.schema) as writer:
-            writer.write_table(table)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(centroids.ravel(), pa.float32()), payload["dimensions"])
+    write_arrow(output, "centroids.arrow", {"centroid": column})
 
 
 def spherical_kmeans(sample: np.ndarray, clusters: int, iterations: int, seed: int) -> np.ndarray:
@@ -88,9 +80,7 @@ def nearest(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 def send_to_clusters(payload: dict, recipe: SemanticRecipe, output: PartOutput) -> None:
     """Send (document, id, embedding, sort key) to the nearest cluster; texts without a word go nowhere."""
     (uri,) = Dataset.open(payload["centroids"]).files
-    with fsspec.open(uri, "rb") as file:
-        table = pa.ipc.open_file(pa.PythonFile(file, mode="r")).read_all()
-    centroids = _floats(table["centroid"], payload["dimensions"]).copy()
+    centroids = _floats(read_arrow(uri)["centroid"], payload["dimensions"]).copy()
     outbox = Outbox(output, "vectors", payload["index"], payload["clusters"])
     ranks = _ranks(payload, recipe)
     begin = 0
