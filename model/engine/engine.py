@@ -25,6 +25,7 @@ from model.engine.budget import ThinkingBudget
 from model.engine.params import CompletionOutput, RequestOutput, SamplingParams
 from model.engine.prefix import PrefixStore
 from model.engine.scheduler import PREFILL_TOKENS, Scheduler
+from model.engine.scoring import PromptScores
 from model.engine.slots import Sequence
 from model.engine.speculate import Drafter
 from model.engine.stream import Delta, Request, TextReader
@@ -72,7 +73,7 @@ class Engine:
         outputs, sequences = [], []
         for prompt, wanted in zip(prompts, each):
             request = self.request(prompt, wanted)
-            outputs.append(RequestOutput([*request[0].prompt_ids], [s.output for s in request], prompt if isinstance(prompt, str) else None))
+            outputs.append(_output(prompt, request))
             sequences += request
         self._forget_old_weights()
         training = self.lm.training
@@ -98,8 +99,7 @@ class Engine:
         """Queue a prompt; `step` reports what its samples write. Raises ValueError like `generate`, before anything is queued."""
         params = params or SamplingParams()
         sequences = self.request(prompt, params)
-        output = RequestOutput([*sequences[0].prompt_ids], [s.output for s in sequences], prompt if isinstance(prompt, str) else None)
-        request = Request(output, sequences)
+        request = Request(_output(prompt, sequences), sequences)
         for sequence in sequences:
             self._readers[sequence] = request, TextReader(self.tokenizer, params.stop)
             self.scheduler.add(sequence)
@@ -176,8 +176,9 @@ class Engine:
             raise ValueError(f"a prompt of {len(ids)} tokens and {limit} new ones need more memory than the engine may use ({self.memory} bytes)")
         matcher = None if params.regex is None and params.json_schema is None else self.grammars.matcher(params.regex, params.json_schema)
         check = self._stop_check(params.stop) if params.stop else None
+        scores = None if params.prompt_logprobs is None else PromptScores(ids, params.prompt_logprobs)
         outputs = [CompletionOutput(k, top_logprobs=[] if params.top_logprobs else None) for k in range(params.n)]
-        return [Sequence(ids, params, seed, limit, output, stop_check=check, matcher=matcher and matcher.copy()) for output in outputs]
+        return [Sequence(ids, params, seed, limit, output, stop_check=check, matcher=matcher and matcher.copy(), scores=scores) for output in outputs]
 
     def write_texts(self, sequences: list[Sequence]) -> None:
         """Fill in the text of finished sequences: without the token or string that stopped them."""
@@ -261,6 +262,13 @@ class Engine:
             return min(found)[1] if found else None
 
         return check
+
+
+def _output(prompt: str | list[int], sequences: list[Sequence]) -> RequestOutput:
+    """What a request's caller gets: filled as its prompt is read and its samples finish."""
+    scores = sequences[0].scores
+    return RequestOutput([*sequences[0].prompt_ids], [s.output for s in sequences], prompt if isinstance(prompt, str) else None,
+                         scores and scores.logprobs, scores.top_logprobs if scores and scores.most_likely else None)
 
 
 @lru_cache(maxsize=32)

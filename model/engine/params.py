@@ -15,6 +15,7 @@ class SamplingParams:
     seed: sample k of a request draws from the stream (seed, k), whatever else is in the batch; None takes a stream of the engine's.
     logprobs: also return the log-probability of each chosen token under the model itself (temperature 1, nothing truncated).
     top_logprobs: and those of so many most likely tokens in its place.
+    prompt_logprobs: also score the prompt, its tokens (0) and so many most likely ones in their places; None does not.
     thinking_budget: thinking tokens (counted from <think>) after which thinking is closed at the next newline, and in any case
     `thinking_grace` tokens later; None leaves the model alone.
     regex or json_schema: the whole sample matches it (unless max_tokens cuts it short)."""
@@ -30,6 +31,7 @@ class SamplingParams:
     seed: int | None = None
     logprobs: bool = False
     top_logprobs: int = 0
+    prompt_logprobs: int | None = None
     thinking_budget: int | None = None
     thinking_grace: int = 32
     regex: str | None = None
@@ -44,6 +46,7 @@ class SamplingParams:
             (self.max_tokens >= 1, f"max_tokens must be at least 1, not {self.max_tokens}"),
             (self.thinking_budget is None or self.thinking_budget >= 0, f"thinking_budget must be 0 or more, not {self.thinking_budget}"),
             (self.top_logprobs >= 0, f"top_logprobs must be 0 (none) or more, not {self.top_logprobs}"),
+            (self.prompt_logprobs is None or self.prompt_logprobs >= 0, f"prompt_logprobs must be 0 or more, not {self.prompt_logprobs}"),
             (self.regex is None or self.json_schema is None, "give regex or json_schema, not both"),
             (self.thinking_grace >= 0, f"thinking_grace must be 0 or more, not {self.thinking_grace}"),
         )
@@ -76,8 +79,11 @@ class CompletionOutput:
 
 @dataclass
 class RequestOutput:
-    """All samples of one prompt, in order of k."""
+    """All samples of one prompt, in order of k. prompt_logprobs, if asked for: each of its tokens' log-probability given those before it, None for the
+    first; prompt_top_logprobs: the most likely tokens in its place, best first. Both are complete once the first sample begins."""
 
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     prompt: str | None = None
+    prompt_logprobs: list[float | None] | None = None
+    prompt_top_logprobs: list[list[tuple[int, float]] | None] | None = None

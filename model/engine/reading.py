@@ -98,8 +98,9 @@ class Reader:
         done, ends = [0] * len(groups), [[len(group[0].prompt_ids)] for group in groups]
         if self.prefixes:
             for row, group in enumerate(groups):
-                ids = group[0].prompt_ids
-                done[row], parted = self.prefixes.load(ids, len(self.slots.running) + row)
+                ids, parted = group[0].prompt_ids, 0
+                if not any(s.scores for s in group):  # what is scored must be read
+                    done[row], parted = self.prefixes.load(ids, len(self.slots.running) + row)
                 ends[row] = sorted({end for end in (parted, (len(ids) - 1) // BLOCK * BLOCK) if end > done[row]}) + ends[row]
         return done, ends
 
@@ -112,7 +113,7 @@ class Reader:
             end = (len(ids) - 1) // BLOCK * BLOCK
             return self._finish([long.group], [long.done], [[end] * (self.prefixes is not None and end > long.done) + [len(ids)]])
         end = max(long.done + 1, (long.done + self.prefill_tokens) // BLOCK * BLOCK)
-        self._pass([slot], [ids], [long.done], [end])
+        self._pass([slot], [long.group], [long.done], [end])
         long.done = end
         if self.prefixes and end % BLOCK == 0:
             self.prefixes.save(ids, slot, end)
@@ -125,7 +126,7 @@ class Reader:
         hidden_UD = None
         for turn in reversed(range(max(map(len, ends)))):  # rows with fewer pauses join the later passes
             upto = [e[-1 - turn] if turn < len(e) else n for e, n in zip(ends, done)]
-            now_UD = self._pass(slots, prompts, done, upto)
+            now_UD = self._pass(slots, groups, done, upto)
             moved = torch.tensor([b > a for a, b in zip(done, upto)])[:, None]
             hidden_UD = now_UD if hidden_UD is None else torch.where(moved, now_UD, hidden_UD)
             done = upto
@@ -142,13 +143,16 @@ class Reader:
                 self.drafter.copy(*copies)
         return order, hidden_UD[source]
 
-    def _pass(self, slots: list[int], prompts: list[list[int]], done: list[int], ends: list[int]) -> Tensor:
-        """Append prompts[i][done[i]:ends[i]] to slots. Returns the last hidden state of each, [U,D]."""
-        lengths = [b - a for a, b in zip(done, ends)]
+    def _pass(self, slots: list[int], groups: list[list[Sequence]], done: list[int], ends: list[int]) -> Tensor:
+        """Append tokens done[i] to ends[i] of each group's prompt to slots, scored for those who ask. Returns the last hidden state of each, [U,D]."""
+        lengths, prompts = [b - a for a, b in zip(done, ends)], [group[0].prompt_ids for group in groups]
         ids_UT = np.zeros((len(slots), max(lengths)), dtype=np.int64)
         for row, (ids, a, b) in enumerate(zip(prompts, done, ends)):
             ids_UT[row, :b - a] = ids[a:b]
         hidden_UTD = self.lm.hidden(torch.from_numpy(ids_UT), cache=self.cache, slots=slots, lengths=lengths)
         if self.drafter and self.drafter.payoff.wanted:
             self.drafter.read(slots, hidden_UTD, torch.from_numpy(ids_UT), lengths)
+        for hidden_TD, group, a, length in zip(hidden_UTD, groups, done, lengths):
+            for scores in dict.fromkeys(s.scores for s in group if s.scores):
+                scores.take(self.lm, hidden_TD[:length], a)
         return hidden_UTD[torch.arange(len(slots)), torch.tensor(lengths).clamp(min=1) - 1]

@@ -73,16 +73,21 @@ def sample(logits_AV: torch.Tensor, temperature_A: torch.Tensor, top_k_A: torch.
 def logprobs(logits_AV: torch.Tensor, tokens_A: torch.Tensor, normaliser_A: torch.Tensor | None = None) -> torch.Tensor:
     """log softmax(logits)[token] as float32 [A]: the model's own distribution, before temperature and truncation."""
     if normaliser_A is None:
-        normaliser_A = torch.logsumexp(logits_AV, -1)
+        normaliser_A = normalisers(logits_AV)
     elif len(missing := torch.nonzero(normaliser_A.isnan())[:, 0]):
-        normaliser_A = normaliser_A.index_put((missing,), torch.logsumexp(logits_AV[missing], -1))
+        normaliser_A = normaliser_A.index_put((missing,), normalisers(logits_AV[missing]))
     return logits_AV.gather(-1, tokens_A[:, None])[:, 0] - normaliser_A
+
+
+def normalisers(logits_AV: torch.Tensor) -> torch.Tensor:
+    """log sum exp(logits) of each row, [A], the same alone as among others: one long row by itself torch would cut into a piece for every thread."""
+    return torch.logsumexp(logits_AV.expand(2, -1), -1)[:1] if len(logits_AV) == 1 else torch.logsumexp(logits_AV, -1)
 
 
 def most_likely(logits_TV: torch.Tensor, count: int) -> list[list[tuple[int, float]]]:
     """For each row the `count` tokens of largest log softmax(logits), largest first, with it."""
     values_TK, tokens_TK = logits_TV.topk(min(count, logits_TV.shape[-1]), dim=-1)
-    values_TK = values_TK - torch.logsumexp(logits_TV, -1, keepdim=True)
+    values_TK = values_TK - normalisers(logits_TV)[:, None]
     return [list(zip(tokens, values)) for tokens, values in zip(tokens_TK.tolist(), values_TK.tolist())]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from model.engine.params import CompletionOutput, SamplingParams
 from model.engine.sampling import stream_key
+from model.engine.scoring import PromptScores
 
 if TYPE_CHECKING:
     from model.engine.grammar import Matcher
@@ -33,6 +34,7 @@ class Sequence:
     aborted: bool = False
     stop_check: Callable[[list[int], int], str | None] | None = field(default=None, repr=False)
     matcher: Matcher | None = field(default=None, repr=False)
+    scores: PromptScores | None = field(default=None, repr=False)  # one for all samples of a request
     swaps: list[tuple[int, int]] = field(default_factory=list)  # (tokens written by then, version of the weights from then on)
 
 

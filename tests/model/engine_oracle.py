@@ -31,7 +31,7 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def small_lm(**changes) -> HybridLM:
-    config = replace(HybridConfig.tiny(vocab_size=VOCABULARY), hidden_size=64, initializer_range=0.3, **{"pattern": "M*EM", "mtp_depth": 0} | changes)
+    config = replace(HybridConfig.tiny(vocab_size=VOCABULARY), hidden_size=64, **{"initializer_range": 0.3, "pattern": "M*EM", "mtp_depth": 0} | changes)
     return HybridLM(config, seed=5).eval()
 
 
