@@ -1,8 +1,17 @@
-"""Small float32 matrix products and transposes inside compiled code, where a call of a library for matrices of 32 x 64 would cost more than the product.
+"""Small matrix products and transposes inside compiled code, where a call of a library for matrices of 32 x 64 would cost more than the product.
 
 `multiply` walks tiles of 4 rows by 4 vectors, whose 16 sums stay in registers while the inner dimension passes by: two vectors loaded for four
-multiply-adds. Tiles are written out in LLVM by a Python loop over their sums, for numba has no arrays of registers. Matrices lie in flat arrays; a place
-in one is its first element and the distances between rows (and, on the left, between columns: a transposed left side costs nothing).
+multiply-adds. Tiles are written out in LLVM by a Python loop over their sums, for numba has no arrays of registers. Sums are float32.
+
+Matrices lie in flat arrays of float32 or of bfloat16 bits (uint16), in words of 32 bits: a word is a number, or two bfloat16 neighbours along the dimension
+summed over, whose products one instruction adds (twice float32's rate). Hence two layouts, and `per` numbers in a word:
+
+    by columns  a matrix [rows, K] as it is: on the left of a product over K
+    by rows     a matrix [K, columns], where the numbers of rows k and k + 1 alternate (bfloat16 only; K / per rows of per x columns numbers): on the right of
+                a product over K, or transposed on its left
+
+A place in a matrix is its first number's, and distances are numbers. `put_rows` writes the second layout; `transpose` turns the first into the second.
+Where the machine has no such instruction (`kernels.simd.HAS_PAIRS`) kernels keep bfloat16 inputs as float32 (`words_for`).
 
 numba's on-disk cache watches only the file a compiled function is written in: after changing this file, delete `kernels/__pycache__/*.nb[ci]`.
 """
@@ -10,106 +19,165 @@ numba's on-disk cache watches only the file a compiled function is written in: a
 from __future__ import annotations
 
 import numpy as np
+import torch
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 from kernels.lanes import JIT
-from kernels.simd import WIDTH
+from kernels.simd import HAS_PAIRS, WIDTH, BFloat, vstore, vstore_pairs
 
 ROWS = 4  # of a tile; with 4 vectors its 16 sums, a row of the right side and a broadcast fit in 32 registers
-_VECTOR = ir.VectorType(ir.FloatType(), WIDTH)
+_VECTOR, _WORDS = ir.VectorType(ir.FloatType(), WIDTH), ir.VectorType(ir.IntType(32), WIDTH)
 
 
-def _memory(context, builder, signature, arguments, argument, vector=_VECTOR):
-    """index -> pointer to a vector (or a number) of a 1-D float32 array argument."""
+def words_for(dtype: torch.dtype, *inner: int) -> np.ndarray:
+    """An empty array of the dtype in which a kernel keeps the matrices it multiplies: bits for bfloat16 if `inner` sizes, those turned, are whole vectors."""
+    pairs = dtype == torch.bfloat16 and HAS_PAIRS and all(size % (2 * WIDTH) == 0 for size in inner)
+    return np.empty(0, np.uint16 if pairs else np.float32)
+
+
+def per(memory):
+    """Numbers in a word of an array. Compiled code only."""
+    raise AssertionError("compiled code only")
+
+
+@overload(per, inline="always")
+def _per(memory):
+    numbers = 2 if memory.dtype == types.uint16 else 1
+    return lambda memory: numbers
+
+
+def put_rows(memory, at, columns, a, b):
+    """Sixteen columns of two neighbouring rows, by rows: `at` is where the first row's lie. Compiled code only."""
+    raise AssertionError("compiled code only")
+
+
+@overload(put_rows, inline="always")
+def _put_rows(memory, at, columns, a, b):
+    if memory.dtype == types.uint16:
+        return lambda memory, at, columns, a, b: vstore_pairs(memory, at, a, b)
+
+    def put_rows(memory, at, columns, a, b):
+        vstore(memory, at, a)
+        vstore(memory, at + columns, b)
+    return put_rows
+
+
+def _memory(context, builder, signature, arguments, argument, kind=_VECTOR):
+    """index -> pointer to a `kind` in a 1-D array argument."""
     data = context.make_array(signature.args[argument])(context, builder, arguments[argument]).data
-    return lambda index: builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+    return lambda index: builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
 
 
-def _tile(vectors: int):
-    """The compiled product of a ROWS x `vectors` tile."""
+def _spread(builder, value, vector):
+    undefined = ir.Constant(vector, ir.Undefined)
+    return builder.shuffle_vector(builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0)), undefined, ir.Constant(_WORDS, [0] * WIDTH))
+
+
+def _tile(rows: int, vectors: int):
+    """The compiled product of a `rows` x `vectors` tile."""
     @intrinsic
-    def tile(typing_context, left, at, row, step, right, at_right, step_right, depth, out, at_out, row_out, scale):
+    def tile(typing_context, left, at, row, step, right, at_right, step_right, depth, out, at_out, row_out, scale, at_scale):
+        pairs, by_row = left.dtype == types.uint16, isinstance(scale, types.Array)
+        vector = _WORDS if pairs else _VECTOR
+
+        def fma(builder, a, b, total):
+            return builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), "llvm.fma.v16f32"), [a, b, total])
+
+        def multiply_add(builder, a, b, total):
+            if not pairs:
+                return fma(builder, a, b, total)
+            numbers = ir.VectorType(BFloat(), 2 * WIDTH)
+            kind, name = ir.FunctionType(_VECTOR, [_VECTOR, numbers, numbers]), "llvm.x86.avx512bf16.dpbf16ps.512"
+            a, b = (builder.bitcast(words, numbers) for words in (a, b))
+            return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [total, a, b])
+
         def emit(context, builder, signature, arguments):
             at, row, step = arguments[1:4]
             at_right, step_right, depth = arguments[5:8]
-            at_out, row_out, scale = arguments[9:]
-            number = _memory(context, builder, signature, arguments, 0, ir.FloatType())
-            column, place = _memory(context, builder, signature, arguments, 4), _memory(context, builder, signature, arguments, 8)
+            at_out, row_out, scale, at_scale = arguments[9:]
+            number = _memory(context, builder, signature, arguments, 0, vector.element)
+            column, place = _memory(context, builder, signature, arguments, 4, vector), _memory(context, builder, signature, arguments, 8)
             word = at.type
             shift = lambda base, count, distance: builder.add(base, builder.mul(ir.Constant(word, count), distance) if count else ir.Constant(word, 0))
-            lead = lambda base, v: builder.add(base, ir.Constant(word, v * WIDTH))
-            add = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), "llvm.fma.v16f32")
-            undefined, zeros = ir.Constant(_VECTOR, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [0] * WIDTH)
-            spread = lambda value: builder.shuffle_vector(builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0)), undefined, zeros)
-            sums = [[cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, [0.0] * WIDTH)) for _ in range(vectors)] for _ in range(ROWS)]
+            lead = lambda base, v, numbers=1: builder.add(base, ir.Constant(word, v * WIDTH * numbers))
+            sums = [[cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, [0.0] * WIDTH)) for _ in range(vectors)] for _ in range(rows)]
             with cgutils.for_range(builder, depth, intp=word) as loop:
                 base = builder.add(at_right, builder.mul(loop.index, step_right))
-                columns = [builder.load(column(lead(base, v)), align=4) for v in range(vectors)]
-                for r in range(ROWS):
-                    factor = spread(builder.load(number(builder.add(shift(at, r, row), builder.mul(loop.index, step)))))
+                columns = [builder.load(column(lead(base, v, 2 if pairs else 1)), align=2) for v in range(vectors)]
+                for r in range(rows):
+                    factor = _spread(builder, builder.load(number(builder.add(shift(at, r, row), builder.mul(loop.index, step))), align=2), vector)
                     for v in range(vectors):
-                        builder.store(builder.call(add, [factor, columns[v], builder.load(sums[r][v])]), sums[r][v])
-            keep, kept = builder.fcmp_unordered("!=", scale, ir.Constant(ir.FloatType(), 0.0)), spread(scale)
-            for r in range(ROWS):
+                        builder.store(multiply_add(builder, factor, columns[v], builder.load(sums[r][v])), sums[r][v])
+            read = ir.Constant(ir.IntType(1), 1) if by_row else builder.fcmp_unordered("!=", scale, ir.Constant(ir.FloatType(), 0.0))
+            for r in range(rows):
+                if by_row:
+                    factor = _memory(context, builder, signature, arguments, 11, ir.FloatType())(shift(at_scale, r, ir.Constant(word, 1)))
+                kept = _spread(builder, builder.load(factor) if by_row else scale, _VECTOR)
                 for v in range(vectors):
                     target = place(lead(shift(at_out, r, row_out), v))
-                    with builder.if_then(keep):
-                        builder.store(builder.call(add, [kept, builder.load(target, align=4), builder.load(sums[r][v])]), sums[r][v])
+                    with builder.if_then(read):
+                        builder.store(fma(builder, kept, builder.load(target, align=4), builder.load(sums[r][v])), sums[r][v])
                     builder.store(builder.load(sums[r][v]), target, align=4)
             return context.get_dummy_value()
-        array, whole = left, types.intp
-        return types.void(array, whole, whole, whole, right, whole, whole, whole, out, whole, whole, types.float32), emit
+        whole = types.intp
+        return types.void(left, whole, whole, whole, right, whole, whole, whole, out, whole, whole, scale if by_row else types.float32, whole), emit
     return tile
 
 
-_four, _two, _one = _tile(4), _tile(2), _tile(1)
+_four, _two, _tall, _one = _tile(ROWS, 4), _tile(ROWS, 2), _tile(2 * ROWS, 2), _tile(ROWS, 1)
 
 
 @njit(**JIT)
 def multiply(left, at, row, step, right, at_right, step_right, rows, depth, columns, out, at_out, row_out, scale):
-    """out = scale * out + left @ right: left [rows, depth] at left[at + r row + k step], right [depth, columns] at right[at_right + k step_right + c].
+    """out = scale * out + left @ right, out float32 [rows, columns]. With a scale of 0 what `out` held is not read; an array has a scale for each row.
 
-    `rows` is a multiple of 4, `columns` of 16. With a scale of 0 what `out` held is not read.
+    The word of left's row r and k, k + per - 1 is at left[at + r row + k / per step] (by columns: step = per; by rows, transposed: row = per), that of right's
+    column c at right[at_right + k / per step_right + per c]. `depth`, the numbers summed over, is a multiple of per, `rows` of 4, `columns` of 16.
     """
-    scale, c = np.float32(scale), 0
+    words, c = depth // per(left), 0
     while c + 4 * WIDTH <= columns:  # columns outside: four vectors of the right side stay in the first-level cache while rows pass by
         for r in range(0, rows, ROWS):
-            _four(left, at + r * row, row, step, right, at_right + c, step_right, depth, out, at_out + r * row_out + c, row_out, scale)
+            _four(left, at + r * row, row, step, right, at_right + c * per(left), step_right, words, out, at_out + r * row_out + c, row_out, scale, r)
         c += 4 * WIDTH
     if c + 2 * WIDTH <= columns:
-        for r in range(0, rows, ROWS):
-            _two(left, at + r * row, row, step, right, at_right + c, step_right, depth, out, at_out + r * row_out + c, row_out, scale)
+        r = 0
+        while r + 2 * ROWS <= rows:
+            _tall(left, at + r * row, row, step, right, at_right + c * per(left), step_right, words, out, at_out + r * row_out + c, row_out, scale, r)
+            r += 2 * ROWS
+        if r < rows:
+            _two(left, at + r * row, row, step, right, at_right + c * per(left), step_right, words, out, at_out + r * row_out + c, row_out, scale, r)
         c += 2 * WIDTH
     if c < columns:
         for r in range(0, rows, ROWS):
-            _one(left, at + r * row, row, step, right, at_right + c, step_right, depth, out, at_out + r * row_out + c, row_out, scale)
+            _one(left, at + r * row, row, step, right, at_right + c * per(left), step_right, words, out, at_out + r * row_out + c, row_out, scale, r)
 
 
 @intrinsic
 def _turn(typing_context, source, at, row, out, at_out, row_out):
-    """A 16 x 16 transpose: four rounds, each of which interleaves the halves of pairs of vectors."""
+    """A transpose of 16 x 16 words: four rounds, each of which interleaves the halves of pairs of vectors."""
     def emit(context, builder, signature, arguments):
         at, row = arguments[1:3]
         at_out, row_out = arguments[4:]
-        take, put = _memory(context, builder, signature, arguments, 0), _memory(context, builder, signature, arguments, 3)
+        take, put = (_memory(context, builder, signature, arguments, i, _WORDS) for i in (0, 3))
         times = lambda distance, count: builder.mul(distance, ir.Constant(distance.type, count))
-        rows = [builder.load(take(builder.add(at, times(row, i))), align=4) for i in range(WIDTH)]
+        rows = [builder.load(take(builder.add(at, times(row, i))), align=2) for i in range(WIDTH)]
         half = WIDTH // 2
         for _ in range(4):
-            masks = [ir.Constant(ir.VectorType(ir.IntType(32), WIDTH), [x for i in range(start, start + half) for x in (i, WIDTH + i)]) for start in (0, half)]
+            masks = [ir.Constant(_WORDS, [x for i in range(start, start + half) for x in (i, WIDTH + i)]) for start in (0, half)]
             rows = [builder.shuffle_vector(rows[i], rows[i + half], mask) for i in range(half) for mask in masks]
         for i in range(WIDTH):
-            builder.store(rows[i], put(builder.add(at_out, times(row_out, i))), align=4)
+            builder.store(rows[i], put(builder.add(at_out, times(row_out, i))), align=2)
         return context.get_dummy_value()
     return types.void(source, types.intp, types.intp, out, types.intp, types.intp), emit
 
 
 @njit(**JIT)
 def transpose(source, at, row, rows, columns, out, at_out, row_out):
-    """out[c, r] = source[r, c]; both sizes multiples of 16."""
+    """Columns of a matrix by columns, as rows of one by rows: out[c, r] = source[r, c]. Rows are a multiple of 16, columns of 16 words; `row_out` is per x rows
+    or more."""
     for r in range(0, rows, WIDTH):
-        for c in range(0, columns, WIDTH):
-            _turn(source, at + r * row + c, row, out, at_out + c * row_out + r, row_out)
+        for c in range(0, columns // per(source), WIDTH):
+            _turn(source, at + r * row + c * per(source), row, out, at_out + c * row_out + r * per(source), row_out)
