@@ -118,11 +118,45 @@ def head(hidden, words, at, rows, width, first, last, out, stride):
 
 
 @njit(**JIT)
-def greedy(tokens, slots, past, guesses, embeddings, words, small, table, final_norm, at, vocabulary, conv, ssm, keys, values, later_inputs, later_states,
+def greedy(tokens, slots, past, left, stop_sets, stops, rounds, halt, guesses, embeddings, words, small, table, final_norm, at, vocabulary,
+           conv, ssm, keys, values, later_inputs, later_states, later, later_rows, layers,
+           draft_past, draft_table, draft_norm, draft_conv, draft_ssm, draft_keys, draft_values, sizes, draft_sizes, eps, scaling):
+    """Rounds of greedy decoding: (tokens written [A, rounds * T], how many [A], rounds done, new guesses [A, K]). tokens [A, T]: each row's last and its
+    guesses. One round at least, then more until `rounds` are done (which takes T = 1 + K) or a row ends: with its left[a]-th token, or one of
+    stops[stop_sets[a]]. halt[0] says so to those who work on other rows meanwhile."""
+    count, length = tokens.shape
+    tokens, past, draft_past = tokens.copy(), past.copy(), draft_past.copy()
+    written, totals, guessed = np.zeros((count, rounds * length), np.int64), np.zeros(count, np.int64), np.empty((count, guesses), np.int64)
+    done = 0
+    while done < rounds:
+        chosen, counts, guessed = _round(
+            tokens, slots, past, guesses, embeddings, words, small, table, final_norm, at, vocabulary, conv, ssm, keys, values, later_inputs, later_states,
+            later, later_rows, layers, draft_past, draft_table, draft_norm, draft_conv, draft_ssm, draft_keys, draft_values, sizes, draft_sizes, eps, scaling)
+        done += 1
+        for a in range(count):
+            for t in range(counts[a]):
+                written[a, totals[a] + t] = chosen[a, t]
+                if stops[stop_sets[a], chosen[a, t]]:
+                    halt[0] = True
+            totals[a] += counts[a]
+            if totals[a] >= left[a]:
+                halt[0] = True
+            tokens[a, 0] = chosen[a, counts[a] - 1]
+            for t in range(1, length):
+                tokens[a, t] = guessed[a, t - 1] if t <= guesses else 0
+        past += counts
+        draft_past += counts
+        if halt[0]:
+            break
+    return written, totals, done, guessed
+
+
+@njit(**JIT)
+def _round(tokens, slots, past, guesses, embeddings, words, small, table, final_norm, at, vocabulary, conv, ssm, keys, values, later_inputs, later_states,
            later, later_rows, layers, draft_past, draft_table, draft_norm, draft_conv, draft_ssm, draft_keys, draft_values, sizes, draft_sizes, eps, scaling):
-    """A whole round of greedy decoding: reads tokens [A, T] (each row's last and its guesses), and returns the most likely token after each of them [A, T],
-    how many of those stand [A] (one more than guesses that were right), and new guesses [A, K] by the draft block. embeddings: flat [V, D]; words[at:]:
-    the head; `layers` Mamba layers. Guesses are left behind the draft block's past, to be written over."""
+    """Reads tokens [A, T], and returns the most likely token after each of them [A, T], how many of those stand [A] (one more than guesses that were
+    right), and new guesses [A, K] by the draft block. embeddings: flat [V, D]; words[at:]: the head; `layers` Mamba layers. Guesses are left behind the
+    draft block's past, to be written over."""
     count, length = tokens.shape
     width = sizes.hidden
     starts = np.arange(count + 1) * length

@@ -206,9 +206,11 @@ class Packed:
         out_BTD[real] = torch.from_numpy(out).view(-1, self.width)
         return out_BTD
 
-    def greedy(self, tokens_AT: np.ndarray, cache: Cache, drafts: Cache | None, guesses: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A round of greedy decoding for slots 0..A-1, nothing asked for but the tokens, in one call: (most likely token after each [A,T], how many of them
-        stand [A], the MTP block's next guesses [A,K])."""
+    def greedy(self, tokens_AT: np.ndarray, cache: Cache, drafts: Cache | None, guesses: int, rounds: int,
+               ends: tuple[np.ndarray, np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray, int, np.ndarray]:
+        """Rounds of greedy decoding for slots 0..A-1, nothing asked for but the tokens, in one call: (tokens written [A,.], how many of them [A], rounds
+        of all rows together, the MTP block's next guesses [A,K]). It returns early when a row ends. ends: tokens each may yet write [A], which row of the
+        table its stop tokens are [A], and the table, bool [U,V]. More than one round takes as many guesses as `tokens` brings."""
         count, length = tokens_AT.shape
         slots_A, _ = cache.claim(count, length, None, None)
         state, layers = cache.arrays, len(cache.conv)
@@ -220,22 +222,23 @@ class Packed:
                 self._later, cache.pending = (flat(held.inputs), flat(held.states)), None
             later = self._later
         past_A, draft = cache.lengths.numpy(), drafts or cache
-        draft_past_A = draft.lengths.numpy()
+        draft_past_A, (left_A, stop_sets_A, stops_UV) = draft.lengths.numpy(), ends
         draft_table, draft_norm = (self.draft_table, self.draft_norm) if guesses else (self.table[:0], 0)
         sizes, draft_sizes = (self.sizes._replace(slots=c.slots, room=c.room) for c in (cache, draft))
-        chosen_AT, counts_A, guessed_AK = np.empty((count, length), np.int64), np.empty(count, np.int64), np.empty((count, guesses), np.int64)
+        halt = np.zeros(1, bool)
 
-        def span(a: int, b: int) -> None:
-            chosen_AT[a:b], counts_A[a:b], guessed_AK[a:b] = kernel.greedy(
-                tokens_AT[a:b], slots_A[a:b], past_A[a:b], guesses, self.embeddings, self.words, self.small, self.table, self.final_norm, self.head_at,
-                self.vocabulary, *state, *later, a * length, count * length, layers, draft_past_A[a:b], draft_table, draft_norm, *draft.arrays,
-                sizes, draft_sizes, self.eps, self.scaling)
+        def span(a: int, b: int) -> tuple[np.ndarray, np.ndarray, int, np.ndarray]:
+            return kernel.greedy(
+                tokens_AT[a:b], slots_A[a:b], past_A[a:b], left_A[a:b], stop_sets_A[a:b], stops_UV, rounds, halt, guesses, self.embeddings, self.words,
+                self.small, self.table, self.final_norm, self.head_at, self.vocabulary, *state, *later, a * length, count * length, layers,
+                draft_past_A[a:b], draft_table, draft_norm, *draft.arrays, sizes, draft_sizes, self.eps, self.scaling)
 
-        in_spans(span, count, count * length * len(self.words))
+        written, counts, done, guessed = zip(*in_spans(span, count, count * length * len(self.words)))
+        counts_A = np.concatenate(counts)
         past_A[:count] += counts_A
         if guesses:
             draft_past_A[:count] += counts_A
-        return chosen_AT, counts_A, guessed_AK
+        return np.concatenate(written), counts_A, sum(n * len(part) for n, part in zip(done, counts)), np.concatenate(guessed)
 
     @staticmethod
     def _flat(x: Tensor) -> np.ndarray:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from model.engine.grammar import Grammars
     from model.lm import HybridLM
 
+ROUNDS = 16  # tokens a sequence may write before anyone looks: few enough for Ctrl-C
+
 
 class Engine:
     """Generates with a HybridLM in the dtype of its parameters.
@@ -83,7 +85,7 @@ class Engine:
                 self.scheduler.add(sequence)
             with self.lm.unchanging():
                 while self.scheduler.busy:
-                    self.scheduler.step()
+                    self.scheduler.step(ROUNDS)
         except BaseException:
             self.__dict__.pop("scheduler", None)  # half-done sequences must not leak into the next call
             self._readers.clear()

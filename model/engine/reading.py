@@ -42,10 +42,12 @@ class Reader:
         """One step's worth of prompts; None while nobody is ready to write."""
         if self.long:
             return self._read_on()
-        room = self.cache.slots - len(self.slots.running)
-        if self.waiting and room >= min(len(self.waiting), self.refill):
-            return self._admit(room)
-        return None
+        return self._admit(self.cache.slots - len(self.slots.running)) if self.ready else None
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to read, and slots for those it is for."""
+        return self.long is not None or (bool(self.waiting) and self.cache.slots - len(self.slots.running) >= min(len(self.waiting), self.refill))
 
     def bytes_of(self, sequence: Sequence) -> int:
         """What a sequence may come to occupy."""

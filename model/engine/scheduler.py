@@ -48,11 +48,12 @@ class Scheduler:
         self.reader.waiting.append(sequence)
 
     @torch.inference_mode()
-    def step(self) -> list[Sequence]:
-        """Write for everyone running, then read prompts if there is room and somebody waits."""
+    def step(self, rounds: int = 1) -> list[Sequence]:
+        """Write for everyone running, then read prompts if there is room and somebody waits. More `rounds` are taken where nobody could join or leave in
+        between, and nothing asks for a look at each token: a call of compiled code then makes many."""
         done = self.drop_aborted()
         if self.running:
-            done += self._decode()
+            done += self._decode(rounds)
         if read := self.reader.read():
             sequences, hidden_AD = read
             first = len(self.running)
@@ -77,27 +78,31 @@ class Scheduler:
             sequence.output.finish_reason = "abort"
         return dropped + self._release({s.slot: ("abort", None) for s in self.running if s.aborted})
 
-    def _decode(self) -> list[Sequence]:
+    def _decode(self, rounds: int) -> list[Sequence]:
         """The next token of everyone running, and as many more as were guessed right."""
         begun, active, guessed = time.perf_counter(), len(self.running), self.guessing
         read_AT = self.slots.last[:active, None]
         if guessed:
             read_AT = np.concatenate([read_AT, self.drafter.tokens_SK[:active]], 1)
         if self.slots.plain and not self.budget.used and (packed := self.lm.packed()):
-            return self._decode_plain(packed, read_AT, begun)
+            return self._decode_plain(packed, read_AT, begun, 1 if self.reader.ready or len(self.slots.with_stops) else rounds)
         hidden_ATD = self.lm.hidden(torch.from_numpy(read_AT), cache=self.cache, tentative=guessed)
         return self._write(hidden_ATD, 0, read_AT[:, 1:], begun)
 
-    def _decode_plain(self, packed: Packed, read_AT: np.ndarray, begun: float) -> list[Sequence]:
-        """The same where all are greedy and ask for nothing but tokens: one compiled call chooses, checks guesses and makes new ones."""
-        active, drafter = read_AT.shape[0], self.drafter
+    def _decode_plain(self, packed: Packed, read_AT: np.ndarray, begun: float, rounds: int) -> list[Sequence]:
+        """The same where all are greedy and ask for nothing but tokens: one compiled call chooses, checks guesses and makes new ones, until somebody ends."""
+        slots, drafter, (active, length) = self.slots, self.drafter, read_AT.shape
         self.guessing = drafter is not None and drafter.payoff.next(active)
-        tokens_AT, counts_A, guesses_AK = packed.greedy(read_AT, self.cache, drafter and drafter.cache, drafter.guesses if self.guessing else 0)
+        guesses = drafter.guesses if self.guessing else 0
+        if drafter:
+            rounds = min(rounds, drafter.payoff.stretch(active)) if length == 1 + guesses else 1
+        ends = slots.limit[:active] - slots.written[:active], slots.stop_set[:active], slots.stop_UV
+        tokens_AT, counts_A, passes, guesses_AK = packed.greedy(read_AT, self.cache, drafter and drafter.cache, guesses, rounds, ends)
         ended = self.writer.write_plain(tokens_AT, counts_A)
         if drafter:
             if self.guessing:
                 drafter.tokens_SK[:active] = guesses_AK
-            drafter.payoff.note(active, read_AT.shape[1] > 1, time.perf_counter() - begun, int(counts_A.sum()))
+            drafter.payoff.note(active, length > 1, time.perf_counter() - begun, int(counts_A.sum()), passes)
         return self._release(ended)
 
     def _write(self, hidden_ATD: Tensor, first: int, guesses_AK: np.ndarray, begun: float | None = None) -> list[Sequence]:

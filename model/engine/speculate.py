@@ -59,9 +59,9 @@ class Payoff:
     """Does a round earn what it costs? It writes `tokens` a row and takes as long as `cost` plain steps; guessing goes on while tokens > MARGIN * cost.
 
     Both are measured while running (moving averages), apart for 1, 2-3, 4-7, ... sequences, for a pass over many rows is bound by arithmetic and
-    one over few by reading weights. The loser is tried again every PROBE steps. Times decide how fast tokens come, never which."""
+    one over few by reading weights. The loser is tried again every PROBE steps, TRIES times. Times decide how fast tokens come, never which."""
 
-    FIRST, PROBE, WEIGHT, MARGIN = 6, 512, 0.15, 1.05  # near break-even the clock cannot tell, and plain steps bring tokens more evenly
+    FIRST, PROBE, TRIES, WEIGHT, MARGIN = 6, 512, 3, 0.15, 1.05  # near break-even the clock cannot tell, and plain steps bring tokens more evenly
 
     def __init__(self, *, always: bool = False) -> None:
         self.always = always
@@ -83,26 +83,31 @@ class Payoff:
 
     def next(self, active: int) -> bool:
         """Whether the next step should speculate."""
-        if self.always:
-            return True
-        size = active.bit_length()
-        step = self.steps[size] = self.steps.get(size, 0) + 1
-        if step <= 2 * self.FIRST:
-            return step <= self.FIRST
-        pays = self.pays(size)
-        return pays if step % self.PROBE >= 3 else not pays
+        step = self.steps.get(active.bit_length(), 0)
+        if self.always or step < 2 * self.FIRST:
+            return self.always or step < self.FIRST
+        return self.pays(active.bit_length()) == (step % self.PROBE >= self.TRIES)
+
+    def stretch(self, active: int) -> int:
+        """Steps until `next` looks again."""
+        step = self.steps.get(active.bit_length(), 0)
+        if step < 2 * self.FIRST:
+            return self.FIRST - step % self.FIRST
+        step %= self.PROBE
+        return (self.TRIES if step < self.TRIES else self.PROBE) - step
 
     def pays(self, size: int) -> bool:
         plain, guessing = self.seconds.get((size, False)), self.seconds.get((size, True))
         return plain is not None and guessing is not None and self.written[size] * plain > self.MARGIN * guessing
 
-    def note(self, active: int, guessed: bool, seconds: float, tokens: int) -> None:
-        """One step of `active` rows wrote `tokens` in all."""
-        size = active.bit_length()
-        _average(self.seconds, (size, guessed), seconds, self.WEIGHT)
+    def note(self, active: int, guessed: bool, seconds: float, tokens: int, rounds: int | None = None) -> None:
+        """A step of `active` rows wrote `tokens` in all; or several steps did, `rounds` of all rows together."""
+        size, rounds = active.bit_length(), rounds or active
+        self.steps[size] = self.steps.get(size, 0) + rounds // active
+        _average(self.seconds, (size, guessed), seconds * active / rounds, self.WEIGHT)
         if guessed:
-            _average(self.written, size, tokens / active, self.WEIGHT)
-            self.rounds += active
+            _average(self.written, size, tokens / rounds, self.WEIGHT)
+            self.rounds += rounds
             self.tokens += tokens
 
 

@@ -67,8 +67,8 @@ class Writer:
 
     def write_plain(self, tokens_AT: np.ndarray, counts_A: np.ndarray) -> Ended:
         """Record tokens that are chosen already, in slots that are all `plain` (without a budget), counts[a] of each row; returns which slots end."""
-        slots, (rows, length) = self.slots, tokens_AT.shape
-        slots.tokens_SL[np.arange(rows)[:, None], slots.written[:rows, None] + np.arange(length)] = tokens_AT
+        row, t = np.nonzero(np.arange(tokens_AT.shape[1]) < counts_A[:, None])
+        self.slots.tokens_SL[row, self.slots.written[row] + t] = tokens_AT[row, t]
         ended = self._ends(0, tokens_AT, counts_A)
         self._note(0, tokens_AT, counts_A)
         return ended
