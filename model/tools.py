@@ -8,8 +8,8 @@
     </function>
     </tool_call>
 
-`declare` and `written` make the texts that the chat format puts into turns; `read` takes a call apart again, with each value in the type its tool declares;
-`call_pattern` is a regular expression for "call one of these now". A tool or call may stand in OpenAI's wrapper (`{"type": "function", "function": {...}}`).
+`declare` and `written` make the texts that the chat format puts into turns; `call_pattern` is a regular expression for "call one of these now" (calls are
+taken apart again where they are served, `model/serving/calls.py`). A tool or call may stand in OpenAI's wrapper (`{"type": "function", "function": {...}}`).
 
 The words are those the released models were trained on (chat template of Nemotron 3 Nano: NVIDIA-NeMo/Nemotron, src/nemotron/data_prep/templates/nano3.jinja),
 so none of them is ours to change.
@@ -22,7 +22,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 CALL, END_CALL, RESPONSE, END_RESPONSE = MARKS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
-END_OF_CALL = re.compile(r"</function>\s*</tool_call>")
 INSTRUCTIONS = """If you choose to call a function ONLY reply in the following format with NO suffix:
 
 <tool_call>
@@ -48,8 +47,6 @@ Reminder:
 
 Tool = Mapping[str, Any]  # name, description, parameters (a JSON schema)
 
-_FUNCTION = re.compile(r"\s*<function=([^<>\n]+)>(.*)", re.DOTALL)
-_PARAMETER = re.compile(r"\s*<parameter=([^<>\n]+)>\n?(.*?)\n?</parameter>(?=\s*(?:<parameter=|$))", re.DOTALL)
 _STRING_LINE = r"[^<\n][^\n]*|"  # of a value in a forced call: a line that begins with < could not be told from the tag that ends the value
 _VALUES = {"integer": r"-?(?:0|[1-9][0-9]{0,17})", "number": r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,17})?", "boolean": "[Tt]rue|[Ff]alse",
            "null": "null|None"}
@@ -67,7 +64,7 @@ def declare(tools: Sequence[Tool]) -> str:
             lines.append(f"<description>{str(tool['description']).strip()}</description>")
         lines.append("<parameters>")
         schema = _parameters(tool)
-        for name, fields in _properties(tool).items():
+        for name, fields in properties(tool).items():
             lines.append(f"<parameter>\n<name>{name}</name>")
             fields = fields if isinstance(fields, Mapping) else {}
             if "type" in fields:
@@ -94,54 +91,6 @@ def written(call: Mapping[str, Any]) -> str:
     return f"<function={call['name']}>\n{''.join(parameters)}</function>\n"
 
 
-# ---- what the model wrote
-
-
-def read(text: str, tools: Sequence[Tool]) -> tuple[str, dict[str, Any]] | None:
-    """(name, arguments) of the call whose text, up to </function>, stood behind <tool_call>. None if it is no call, or of a tool that does not exist.
-
-    A value that does not parse as its declared type stays the string that was written: whoever runs the tool can say what is wrong with it."""
-    found = _FUNCTION.fullmatch(text)
-    tool = next((tool for tool in map(unwrapped, tools) if found and tool["name"] == found[1]), None)
-    if found is None or tool is None:
-        return None
-    body, at, arguments = found[2], 0, {}
-    while parameter := _PARAMETER.match(body, at):
-        arguments[parameter[1]] = _value(parameter[2], _properties(tool).get(parameter[1]))
-        at = parameter.end()
-    return None if body[at:].strip() else (found[1], arguments)
-
-
-def _value(text: str, schema: Any) -> Any:
-    kinds = _kinds(schema)
-    if text in ("null", "None") and "null" in kinds:
-        return None
-    if "string" in kinds or not kinds:
-        return text
-    if "boolean" in kinds and text in ("True", "False"):  # as the template itself spells them
-        return text == "True"
-    try:
-        return json.loads(text, parse_constant=_no_number)
-    except (ValueError, RecursionError):
-        return text
-
-
-def _kinds(schema: Any) -> set[str]:
-    """The types a JSON schema names, alternatives included."""
-    if not isinstance(schema, Mapping):
-        return set()
-    named = schema.get("type", ())
-    kinds = {named} if isinstance(named, str) else {kind for kind in named if isinstance(kind, str)} if isinstance(named, Iterable) else set()
-    for key in ("anyOf", "oneOf"):
-        if isinstance(schema.get(key), list):
-            kinds |= {kind for choice in schema[key] if isinstance(choice, Mapping) for kind in _kinds({"type": choice.get("type", ())})}
-    return kinds
-
-
-def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is not JSON")
-
-
 # ---- what the model must write
 
 
@@ -155,17 +104,17 @@ def call_pattern(tools: Sequence[Tool]) -> str:
 def _one_call(tool: Tool) -> str:
     required = _parameters(tool).get("required")
     needed = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
-    each = {name: rf"<parameter={re.escape(name)}>\n(?:{_pattern(schema)})\n</parameter>\n" for name, schema in _properties(tool).items()}
+    each = {name: rf"<parameter={re.escape(name)}>\n(?:{_pattern(schema)})\n</parameter>\n" for name, schema in properties(tool).items()}
     ordered = [each[name] for name in each if name in needed] + [f"(?:{each[name]})?" for name in each if name not in needed]
     return rf"<function={re.escape(tool['name'])}>\n{''.join(ordered)}"
 
 
 def _pattern(schema: Any) -> str:
-    choices, kinds = schema.get("enum") if isinstance(schema, Mapping) else None, _kinds(schema)
+    choices, types = schema.get("enum") if isinstance(schema, Mapping) else None, kinds(schema)
     if isinstance(choices, list) and choices and all(isinstance(choice, str) for choice in choices):
         return "|".join(map(re.escape, choices))
-    if kinds and kinds <= _VALUES.keys():
-        return "|".join(_VALUES[kind] for kind in sorted(kinds))
+    if types and types <= _VALUES.keys():
+        return "|".join(_VALUES[kind] for kind in sorted(types))
     return rf"(?:{_STRING_LINE})(?:\n(?:{_STRING_LINE}))*"
 
 
@@ -185,9 +134,22 @@ def _parameters(tool: Tool) -> Mapping[str, Any]:
     return schema if isinstance(schema, Mapping) else {}
 
 
-def _properties(tool: Tool) -> Mapping[str, Any]:
-    properties = _parameters(tool).get("properties")
-    return properties if isinstance(properties, Mapping) else {}
+def properties(tool: Tool) -> Mapping[str, Any]:
+    """The schemas of its parameters, by name."""
+    found = _parameters(tool).get("properties")
+    return found if isinstance(found, Mapping) else {}
+
+
+def kinds(schema: Any) -> set[str]:
+    """The types a JSON schema names, alternatives included."""
+    if not isinstance(schema, Mapping):
+        return set()
+    named = schema.get("type", ())
+    found = {named} if isinstance(named, str) else {kind for kind in named if isinstance(kind, str)} if isinstance(named, Iterable) else set()
+    for key in ("anyOf", "oneOf"):
+        if isinstance(schema.get(key), list):
+            found |= {kind for choice in schema[key] if isinstance(choice, Mapping) for kind in kinds({"type": choice.get("type", ())})}
+    return found
 
 
 def _other_keys(fields: Mapping[str, Any], shown: tuple[str, ...]) -> list[str]:

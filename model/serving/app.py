@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 from model import chat
 from model.engine import Engine
 from model.serving.guard import Guard, Limits, error_body, refusal
+from model.serving.logprobs import TokenNames
 from model.serving.loop import EngineFailure, EngineLoop, Prompt, Ticket
 from model.serving.metrics import Metrics
 from model.serving.pieces import AnswerReader
@@ -58,7 +59,7 @@ def create_app(engine: Engine, name: str = "gristmill", *, limits: Limits | None
     """The server as an ASGI app; it owns the engine until it shuts down. `name` is what the model answers to, `key` what clients must send."""
     limits = limits or Limits()
     running = EngineLoop(engine)
-    metrics = Metrics(running)
+    metrics, names = Metrics(running), TokenNames(engine.tokenizer, engine.token_texts)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -97,11 +98,11 @@ def create_app(engine: Engine, name: str = "gristmill", *, limits: Limits | None
 
     @app.post("/v1/completions", responses=ANSWERS)
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        echoed: list[str] = []
+        echoed: list[str] = []  # of every choice; prompts are made in order, each once
 
         def prompt(given: Prompt) -> Prompt:
             if body.echo:
-                echoed.append(given if isinstance(given, str) else engine.tokenizer.decode(given, skip_special_tokens=False))
+                echoed.extend([given if isinstance(given, str) else engine.tokenizer.decode(given, skip_special_tokens=False)] * body.n)
             return given
 
         return await answer(request, body, [partial(prompt, given) for given in body.prompts], echoed=echoed)
@@ -126,8 +127,7 @@ def create_app(engine: Engine, name: str = "gristmill", *, limits: Limits | None
         except EngineFailure as failure:
             return refusal(str(failure), 503)
         metrics.prompt_tokens.inc(ticket.prompt_tokens)
-        reply = Reply(model=name, samples=samples, reader=reader, most_likely=body.most_likely,
-                      token_texts=[] if body.most_likely is None else engine.token_texts)
+        reply = Reply(model=name, samples=samples, reader=reader, echoed=echoed, silent=body.max_tokens == 0, names=None if body.most_likely is None else names)
         reply.prompt_tokens = ticket.prompt_tokens
 
         def close() -> None:
@@ -137,7 +137,7 @@ def create_app(engine: Engine, name: str = "gristmill", *, limits: Limits | None
             running.cancel(ticket)
             metrics.duration.observe(time.monotonic() - ticket.begun)
 
-        chunks = _chunks(ticket, reply, metrics, [text for text in echoed for _ in range(body.n)])
+        chunks = _chunks(ticket, reply, metrics)
         if body.stream:
             return EventStream(_events(chunks, reply, body.stream_options is not None and body.stream_options.include_usage), close)
         try:
@@ -150,9 +150,7 @@ def create_app(engine: Engine, name: str = "gristmill", *, limits: Limits | None
     return app
 
 
-async def _chunks(ticket: Ticket, reply: Reply, metrics: Metrics, echoed: list[str]) -> AsyncIterator[dict[str, Any]]:
-    for index, text in enumerate(echoed):
-        yield reply.echo(index, text)
+async def _chunks(ticket: Ticket, reply: Reply, metrics: Metrics) -> AsyncIterator[dict[str, Any]]:
     first = True
     async for index, delta in ticket.deltas():
         if first:

@@ -11,6 +11,8 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from typing import TypeVar
 
 from model.engine import Delta, Engine, Request, SamplingParams
 
@@ -20,6 +22,7 @@ class EngineFailure(Exception):
 
 
 Prompt = str | list[int]
+T = TypeVar("T")
 
 
 class Ticket:
@@ -86,6 +89,19 @@ class EngineLoop:
         """Stop what is not finished; its slots are free before the next step."""
         if ticket.left:
             self.inbox.put(lambda: self._drop(ticket))
+
+    async def call(self, job: Callable[[], T]) -> T:
+        """What a job returns (or raises) that is done on the engine's thread, between two steps: whatever needs the tokenizer."""
+        done: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(job())
+            except Exception as error:
+                done.set_exception(error)
+
+        self.inbox.put(run)
+        return await asyncio.shield(asyncio.wrap_future(done))
 
     # ---- on the engine's thread
 

@@ -6,7 +6,8 @@ all others (user, metadata, store, service_tier, ...) are of no consequence here
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+import math
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
@@ -47,6 +48,7 @@ class Options(BaseModel):
     """What both endpoints take."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    usual_tokens: ClassVar[float] = math.inf  # written at most where the request does not say
     model: str | None = Field(None, description="the served model's name; absent: the one there is")
     n: int = Field(1, ge=1, le=128)
     temperature: float | None = Field(None, ge=0, le=100, description="0 is greedy; 1 if absent")
@@ -75,27 +77,35 @@ class Options(BaseModel):
         """How many alternatives each token is shown with; None for no log-probabilities at all."""
         raise AssertionError("either endpoint has its own")
 
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities are shown of the prompt too."""
+        return False
+
     def grammar(self) -> dict[str, Any]:
         """The `json_schema` or `regex` every sample must match, if any."""
         return {}
 
     def params(self, tokens: int) -> SamplingParams:
-        """For the engine; `tokens` is how many may be written where the request does not say."""
+        """For the engine; `tokens` is how many may be written at most."""
         temperature = 1.0 if self.temperature is None else self.temperature
         return SamplingParams(
             n=self.n, temperature=temperature if temperature >= COLDEST else 0.0, top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=self.top_k or 0, max_tokens=tokens if self.max_tokens is None else self.max_tokens, stop=self.stop or (), seed=self.seed,
-            ignore_eos=self.ignore_eos, logprobs=self.most_likely is not None, top_logprobs=self.most_likely or 0, thinking_budget=self.thinking_budget,
-            **self.grammar())
+            top_k=self.top_k or 0, max_tokens=min(tokens, self.usual_tokens) if self.max_tokens is None else max(1, self.max_tokens),
+            stop=self.stop or (), seed=self.seed, ignore_eos=self.ignore_eos, thinking_budget=self.thinking_budget,
+            logprobs=self.most_likely is not None, top_logprobs=self.most_likely or 0,
+            prompt_logprobs=self.most_likely if self.scores_prompt else None, **self.grammar())
 
 
 # ---- /v1/completions
 
 
 class CompletionRequest(Options):
+    usual_tokens: ClassVar[float] = 16
     prompt: Text | list[TokenId] | list[Text] | list[list[TokenId]] = Field(description="a text, token ids, or a list of either")
-    logprobs: int | None = Field(None, ge=0, le=MOST_LIKELY, description="of the chosen tokens, and of so many most likely ones")
-    echo: bool = Field(False, description="begin with the prompt; not with logprobs")
+    max_tokens: int | None = Field(None, ge=0, le=_INT32, description="16 if absent, as OpenAI has it; 0: nothing but what echo shows")
+    logprobs: int | None = Field(None, ge=0, le=MOST_LIKELY, description="of the tokens shown, and of so many most likely ones in their places")
+    echo: bool | None = Field(False, description="begin with the prompt, and with its tokens' logprobs if those are asked for")
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
@@ -106,11 +116,9 @@ class CompletionRequest(Options):
     def most_likely(self) -> int | None:
         return self.logprobs
 
-    @model_validator(mode="after")
-    def _know_the_prompt(self) -> CompletionRequest:
-        if self.echo and self.logprobs is not None:
-            raise ValueError("echo with logprobs is not supported: a prompt's log-probabilities are not known")
-        return self
+    @property
+    def scores_prompt(self) -> bool:
+        return bool(self.echo)
 
 
 # ---- /v1/chat/completions

@@ -14,10 +14,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 import uvicorn
 
 from model.engine import Engine, SamplingParams
+from model.engine.stream import UNFINISHED
 from model.serving import Limits, create_app
+from model.serving.logprobs import TokenNames
 
 openai = pytest.importorskip("openai")
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,9 +90,12 @@ def test_logprobs_are_the_engines(server, toy):
     expected = alone(toy, "abc", seed=9, max_tokens=20, logprobs=True, top_logprobs=3)
     shown = answer.logprobs
     assert shown.token_logprobs == pytest.approx(expected.logprobs, abs=1e-4) and answer.text == expected.text
-    assert shown.text_offset == [len("".join(shown.tokens[:i])) for i in range(len(shown.tokens))]
-    for found, top in zip(shown.top_logprobs, expected.top_logprobs, strict=True):
-        assert found == pytest.approx({texts[token]: value for token, value in reversed(top)}, abs=1e-4)
+    assert shown.tokens == [texts[token] for token in expected.token_ids]
+    for i, offset in enumerate(shown.text_offset):
+        before = toy[1].decode(expected.token_ids[:i], skip_special_tokens=False)
+        assert offset == len(before) or before.endswith(UNFINISHED)
+    for found, top, token, value in zip(shown.top_logprobs, expected.top_logprobs, expected.token_ids, expected.logprobs, strict=True):
+        assert found == pytest.approx({texts[other]: other_value for other, other_value in reversed([*top, (token, value)])}, abs=1e-4)
     talk = client(server[1]).chat.completions
     whole = talk.create(**ASK, logprobs=True, top_logprobs=2).choices[0].logprobs.content
     chunks = talk.create(**ASK, logprobs=True, top_logprobs=2, stream=True)
@@ -97,7 +103,8 @@ def test_logprobs_are_the_engines(server, toy):
     for entry in whole:
         first, second = entry.top_logprobs
         assert first.logprob >= second.logprob and entry.logprob <= first.logprob + 1e-5
-        assert all(e.bytes is None or bytes(e.bytes).decode() == e.token for e in (entry, first, second))
+        assert all(bytes(e.bytes).decode(errors="replace") == e.token for e in (entry, first, second))
+    assert {bytes([byte]) for byte in range(128, 256)} <= set(TokenNames(toy[1], texts).bytes), "a token that is a part of a character has its bytes"
     assert not talk.create(**ASK, logprobs=True).choices[0].logprobs.content[0].top_logprobs
 
 
@@ -115,6 +122,44 @@ def test_several_prompts_are_each_what_they_are_alone(server, toy, prompts):
     echoed = [prompt if isinstance(prompt, str) else toy[1].decode(prompt) for prompt in prompts for _ in range(2)]
     assert [choice.text for choice in talk.create(**asked, echo=True).choices] == [prompt + text for prompt, text in zip(echoed, wanted)]
     assert "".join(chunk.choices[0].text for chunk in talk.create(**asked | {"n": 1}, echo=True, stream=True) if chunk.choices[0].index == 0).startswith(echoed[0])
+
+
+@pytest.mark.parametrize("prompts", ["naïve 😀!", ["abc", "d", "abc"], [[20, 30, 250], [40]], [50, 51]])
+@pytest.mark.parametrize("new, n", [(0, 1), (1, 1), (6, 2)])
+def test_prompts_are_scored(server, toy, prompts, new, n):
+    """echo, logprobs: what perplexity scripts send."""
+    lm, tokenizer = toy
+    talk, asked = client(server[1]).completions, dict(model="toy", prompt=prompts, max_tokens=new, seed=1, n=n, echo=True, logprobs=2, extra_body={"ignore_eos": True})
+    whole, plain = talk.create(**asked), talk.create(**asked | {"logprobs": None})
+    several = prompts if isinstance(prompts, list) and not isinstance(prompts[0], int) else [prompts]
+    assert whole.usage.completion_tokens == new * n * len(several) and [choice.text for choice in whole.choices] == [choice.text for choice in plain.choices]
+    for i, choice in enumerate(whole.choices):
+        given, shown = several[i // n], choice.logprobs
+        ids = tokenizer.encode(given).ids if isinstance(given, str) else given
+        assert choice.text.startswith(tokenizer.decode(ids)) and choice.finish_reason == "length"
+        assert len(shown.tokens) == len(shown.token_logprobs) == len(shown.top_logprobs) == len(shown.text_offset) == len(ids) + new
+        assert shown.tokens[:len(ids)] == [server[0].token_texts[token] for token in ids] and shown.token_logprobs[0] is None and shown.top_logprobs[0] is None
+        with torch.no_grad():
+            reference = lm(torch.tensor([ids]))[0, :-1].log_softmax(-1)
+        assert shown.token_logprobs[1:len(ids)] == pytest.approx(reference[range(len(ids) - 1), ids[1:]].tolist(), abs=1e-4)
+        assert [max(top.values()) for top in shown.top_logprobs[1:len(ids)]] == pytest.approx(reference.max(-1).values.tolist(), abs=1e-4)
+        if new:
+            alone = talk.create(**asked | {"prompt": ids, "echo": False}).choices[i % n]
+            assert shown.token_logprobs[len(ids):] == alone.logprobs.token_logprobs and choice.text.endswith(alone.text)
+    streamed = [{"text": "", "tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []} for _ in whole.choices]
+    for chunk in talk.create(**asked, stream=True):
+        (choice,) = chunk.choices
+        streamed[choice.index]["text"] += choice.text
+        for name, values in (choice.logprobs.model_dump() if choice.logprobs else {}).items():
+            streamed[choice.index][name] += values
+    assert streamed == [{"text": choice.text} | choice.logprobs.model_dump() for choice in whole.choices]
+
+
+def test_offsets_are_those_of_the_text(server):
+    text = "naïve 😀!"
+    shown = client(server[1]).completions.create(model="toy", prompt=text, max_tokens=0, echo=True, logprobs=0).choices[0].logprobs
+    wanted = [at for at, character in enumerate(text) for _ in character.encode()]  # the toy's tokens are bytes
+    assert shown.text_offset == wanted and all(len(top) == 1 for top in shown.top_logprobs[1:])
 
 
 def test_one_bad_prompt_refuses_them_all(server):
@@ -226,7 +271,8 @@ def test_keys_models_and_sizes_are_checked(toy):
             own.completions.create(model="other", prompt="a")
         with pytest.raises(openai.BadRequestError, match="at most 50"):
             own.completions.create(model="toy", prompt="a", max_tokens=51)
-        assert own.completions.create(model="toy", prompt="a", extra_body={"ignore_eos": True}).usage.completion_tokens == 50
+        assert own.chat.completions.create(messages=ASK["messages"], model="toy", extra_body={"ignore_eos": True}).usage.completion_tokens == 50
+        assert own.completions.create(model="toy", prompt="a", extra_body={"ignore_eos": True}).usage.completion_tokens == 16
         with pytest.raises(openai.APIStatusError) as large:
             own.completions.create(model="toy", prompt="a" * 3000)
         assert large.value.status_code == 413

@@ -7,7 +7,6 @@ import pytest
 from test_server_clients import client, openai, served
 
 from model import chat
-from model.serving.pieces import AnswerReader
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "description": "The weather somewhere.", "parameters": {
     "type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}, "unit": {"type": "string", "enum": ["C", "F"]}}, "required": ["unit", "days"]}}},
@@ -86,7 +85,6 @@ def test_calls_and_results_are_read_in_the_next_turn(server, says):
 
 
 @pytest.mark.parametrize("said, content", [
-    ("Well: <tool_call>\n<function=weather>\n<parameter=city>\nRome", "Well: <tool_call>\n<function=weather>\n<parameter=city>\nRome"),  # never closed
     ("<tool_call>\n<function=unknown>\n</function>\n</tool_call> there", "<tool_call>\n<function=unknown>\n</function>\n</tool_call> there"),
     ("a <tool_ca", "a <tool_ca"), ("ends with space \n", "ends with space \n"), ("<tool_call></tool_call>", "<tool_call></tool_call>"),
 ])
@@ -96,6 +94,32 @@ def test_what_is_no_call_stays_content(server, says, said, content):
     asked = ASK | {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}
     for choice in (talk.create(**asked).choices[0], stream_of(talk, **asked)):
         assert choice.message.content == content and not choice.message.tool_calls and choice.finish_reason == "stop"
+
+
+def test_arguments_are_streamed_as_they_are_written(server, says):
+    """A client sees the name before the arguments, and a string before it ends."""
+    says(CALLS)
+    talk, asked = client(server[1]).chat.completions, ASK | {"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}
+    brought = [call for chunk in talk.create(**asked, stream=True) for call in chunk.choices[0].delta.tool_calls or ()]
+    whole = talk.create(**asked).choices[0].message.tool_calls
+    assert [(call.index, call.function.name, call.type) for call in brought if call.id] == [(0, "weather", "function"), (1, "stop", "function")]
+    for index, call in enumerate(whole):
+        own = [piece for piece in brought if piece.index == index]
+        assert own[0].function.name == call.function.name and all(piece.function.name is None for piece in own[1:])
+        assert "".join(piece.function.arguments for piece in own) == call.function.arguments
+    assert sum(piece.index == 0 for piece in brought) > 10  # the toy's tokens are bytes
+
+
+def test_a_call_cut_off_by_the_token_limit_says_so(server, says):
+    says(CALLS)
+    talk, asked = client(server[1]).chat.completions, ASK | {"max_tokens": 51, "extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}
+    for choice in (talk.create(**asked).choices[0], list(talk.create(**asked, stream=True))):
+        if isinstance(choice, list):
+            pieces = [call.function for chunk in choice for call in chunk.choices[0].delta.tool_calls or ()]
+            assert choice[-1].choices[0].finish_reason == "length" and pieces[0].name == "weather"
+            assert "".join(piece.arguments for piece in pieces) == '{"city": "Rom'
+        else:
+            assert choice.finish_reason == "length" and choice.message.tool_calls[0].function.arguments == '{"city": "Rom'
 
 
 def test_tool_choice_none_shows_no_tools_and_parallel_false_keeps_one_call(server, says):
@@ -132,15 +156,3 @@ def test_a_forced_call_is_made(server, choice, names):
 def test_malformed_tools_are_refused(server, changes):
     with pytest.raises(openai.BadRequestError):
         client(server[1]).chat.completions.create(**ASK | changes)
-
-
-@pytest.mark.parametrize("size", [1, 2, 7, 1000])
-def test_pieces_do_not_depend_on_where_the_stream_is_cut(size):
-    text = f"why <tool_call>\n</think>\n\nA <tool_x> \n{CALLS}\nB\n{CALLS} <tool_call>\n<function=weather>\n"
-    reader, got = AnswerReader(thinking=True, known=[tool["function"] for tool in TOOLS]), {}
-    cuts = [text[i:i + size] for i in range(0, len(text), size)]
-    for i, cut in enumerate(cuts):
-        for field, piece in reader.push(cut, last=i == len(cuts) - 1):
-            got.setdefault(field, []).append(piece)
-    assert "".join(got["reasoning_content"]) == "why <tool_call>\n" and len(got["tool_calls"]) == 4
-    assert "".join(got["content"]) == "A <tool_x>\nB <tool_call>\n<function=weather>\n"
