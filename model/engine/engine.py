@@ -21,6 +21,7 @@ from torch import Tensor
 
 from model import chat
 from model.cache import Cache
+from model.engine.adjust import Adjustment
 from model.engine.budget import ThinkingBudget
 from model.engine.params import CompletionOutput, RequestOutput, SamplingParams
 from model.engine.prefix import PrefixStore
@@ -165,8 +166,9 @@ class Engine:
             raise ValueError(f"the prompt has {len(ids)} tokens; max_length {self.max_length} leaves no room to write")
         if min(ids) < 0 or max(ids) >= vocabulary:
             raise ValueError(f"the prompt holds token ids outside 0..{vocabulary - 1}")
-        if any(not 0 <= i < vocabulary for i in params.stop_token_ids):
-            raise ValueError(f"stop_token_ids must lie in 0..{vocabulary - 1}")
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            if any(not 0 <= i < vocabulary for i in getattr(params, name) or ()):
+                raise ValueError(f"{name} must lie in 0..{vocabulary - 1}")
         seed = params.seed
         if seed is None:
             seed = (self.seed + 1 << 64) + self._arrived  # beyond 64 bits: disjoint from seeds people choose
@@ -179,8 +181,10 @@ class Engine:
         matcher = None if params.regex is None and params.json_schema is None else self.grammars.matcher(params.regex, params.json_schema)
         check = self._stop_check(params.stop) if params.stop else None
         scores = None if params.prompt_logprobs is None else PromptScores(ids, params.prompt_logprobs)
+        ends = {*params.stop_token_ids, *(() if params.ignore_eos else self.eos_ids)}
         outputs = [CompletionOutput(k, top_logprobs=[] if params.top_logprobs else None) for k in range(params.n)]
-        return [Sequence(ids, params, seed, limit, output, stop_check=check, matcher=matcher and matcher.copy(), scores=scores) for output in outputs]
+        return [Sequence(ids, params, seed, limit, output, stop_check=check, matcher=matcher and matcher.copy(), scores=scores,
+                         adjustment=Adjustment(params, ids, ends, vocabulary) if Adjustment.wanted(params) else None) for output in outputs]
 
     def write_texts(self, sequences: list[Sequence]) -> None:
         """Fill in the text of finished sequences: without the token or string that stopped them."""

@@ -1,6 +1,7 @@
 """What a request asks for and what it gets back. The names are vLLM's, so that code written for one engine reads on the other."""
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,9 @@ class SamplingParams:
     prompt_logprobs: also score the prompt, its tokens (0) and so many most likely ones in their places; None does not.
     thinking_budget: thinking tokens (counted from <think>) after which thinking is closed at the next newline, and in any case
     `thinking_grace` tokens later; None leaves the model alone.
+    min_tokens: as many are written before one of those may end it. logit_bias: token -> what is added to its logit. allowed_token_ids: no others are written.
+    frequency_penalty and presence_penalty: taken off a token's logit for each time, and once, that it was written; repetition_penalty: what logits of tokens
+    written or in the prompt are divided by (multiplied, below 0). min_p: tokens less likely than this share of the likeliest are left out.
     regex or json_schema: the whole sample matches it (unless max_tokens cuts it short)."""
 
     n: int = 1
@@ -32,6 +36,13 @@ class SamplingParams:
     logprobs: bool = False
     top_logprobs: int = 0
     prompt_logprobs: int | None = None
+    min_tokens: int = 0
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: tuple[int, ...] | list[int] | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    min_p: float = 0.0
     thinking_budget: int | None = None
     thinking_grace: int = 32
     regex: str | None = None
@@ -48,6 +59,14 @@ class SamplingParams:
             (self.top_logprobs >= 0, f"top_logprobs must be 0 (none) or more, not {self.top_logprobs}"),
             (self.prompt_logprobs is None or self.prompt_logprobs >= 0, f"prompt_logprobs must be 0 or more, not {self.prompt_logprobs}"),
             (self.regex is None or self.json_schema is None, "give regex or json_schema, not both"),
+            (0 <= self.min_tokens <= self.max_tokens, f"min_tokens must be between 0 and max_tokens {self.max_tokens}, not {self.min_tokens}"),
+            (self.allowed_token_ids is None or len(self.allowed_token_ids) > 0, "allowed_token_ids must not be empty"),
+            (all(map(math.isfinite, (self.logit_bias or {}).values())), "logit_bias must be finite"),
+            (all(-2 <= p <= 2 for p in (self.frequency_penalty, self.presence_penalty)), "frequency_penalty and presence_penalty must lie in [-2, 2]"),
+            (0 < self.repetition_penalty < math.inf, f"repetition_penalty must be above 0, not {self.repetition_penalty}"),
+            (0 <= self.min_p <= 1, f"min_p must be in [0, 1], not {self.min_p}"),
+            ((self.regex is None and self.json_schema is None) or (not self.min_tokens and self.allowed_token_ids is None),
+             "min_tokens and allowed_token_ids do not go with a grammar, which says itself what may come and where it ends"),
             (self.thinking_grace >= 0, f"thinking_grace must be 0 or more, not {self.thinking_grace}"),
         )
         for ok, message in checks:

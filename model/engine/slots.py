@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from model.engine.adjust import Adjustment
 from model.engine.params import CompletionOutput, SamplingParams
 from model.engine.sampling import stream_key
 from model.engine.scoring import PromptScores
@@ -34,6 +35,7 @@ class Sequence:
     aborted: bool = False
     stop_check: Callable[[list[int], int], str | None] | None = field(default=None, repr=False)
     matcher: Matcher | None = field(default=None, repr=False)
+    adjustment: Adjustment | None = field(default=None, repr=False)
     scores: PromptScores | None = field(default=None, repr=False)  # one for all samples of a request
     swaps: list[tuple[int, int]] = field(default_factory=list)  # (tokens written by then, version of the weights from then on)
 
@@ -58,8 +60,8 @@ class Slots:
         self.logprobs = any(s.params.logprobs for s in self.running)
         self.with_stops = np.array([s.slot for s in self.running if s.params.stop], np.int64)
         self.with_top = np.array([s.slot for s in self.running if s.params.top_logprobs], np.int64)
-        self.with_grammar = np.array([s.slot for s in self.running if s.matcher], np.int64)
-        self.plain = not (self.sampled or self.logprobs or len(self.with_top) or len(self.with_grammar))  # greedy, and nothing but tokens
+        self.steered = np.array([s.slot for s in self.running if s.matcher or s.adjustment], np.int64)
+        self.plain = not (self.sampled or self.logprobs or len(self.with_top) or len(self.steered))  # greedy, and nothing but tokens
 
     def occupy(self, sequences: list[Sequence]) -> None:
         """Put sequences into the next slots."""

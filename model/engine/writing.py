@@ -40,12 +40,12 @@ class Writer:
         here, slots_A = slice(first, first + rows), np.arange(first, first + rows)
         written_A = slots.written[here]
         at_AT = written_A[:, None] + np.arange(length)
-        masked_ATV = self._mask_grammars(logits_ATV, first)
-        tokens_AT, normaliser = self.choose(masked_ATV, first, at_AT)
+        steered_ATV = self._steer(logits_ATV, first)
+        tokens_AT, normaliser = self.choose(steered_ATV, first, at_AT)
         counts_A = np.ones(rows, np.int64)
         if length > 1:
             alike_A = np.cumprod(tokens_AT[:, :-1] == guesses_AK, 1).sum(1)
-            alike_A[slots.with_grammar - first] = 0  # what comes next depends on what was written: one token a step
+            alike_A[slots.steered - first] = 0  # what comes next depends on what was written: one token a step
             counts_A += np.where(self.budget.watching(slots_A), 0, alike_A) if self.budget.used else alike_A
         if self.budget.used:
             forced_rows, forced_tokens = self.budget.forced(slots_A)
@@ -53,8 +53,8 @@ class Writer:
             self.budget.update(slots_A, tokens_AT[:, 0], forced_rows)
             slots.forced_SL[slots_A[forced_rows], at_AT[forced_rows, 0]] = True
         if slots.logprobs:
-            if masked_ATV is not logits_ATV and normaliser is not None:
-                normaliser.view(rows, length)[slots.with_grammar[slots.with_grammar >= first] - first] = torch.nan  # of the masked distribution
+            if steered_ATV is not logits_ATV and normaliser is not None:
+                normaliser.view(rows, length)[slots.steered[slots.steered >= first] - first] = torch.nan  # of another distribution
             logprobs = sampling.logprobs(logits_ATV.flatten(0, 1), torch.from_numpy(tokens_AT.reshape(-1)), normaliser)
             slots.logprobs_SL[slots_A[:, None], at_AT] = logprobs.numpy().reshape(at_AT.shape)
         slots.tokens_SL[slots_A[:, None], at_AT] = tokens_AT
@@ -78,13 +78,18 @@ class Writer:
         self.slots.last[here] = tokens_AT[np.arange(len(tokens_AT)), counts_A - 1]
         self.slots.written[here] += counts_A
 
-    def _mask_grammars(self, logits_ATV: Tensor, first: int) -> Tensor:
-        watched = [slot for slot in self.slots.with_grammar if slot >= first]
+    def _steer(self, logits_ATV: Tensor, first: int) -> Tensor:
+        """Logits as their own requests and grammars change them; a copy, if any does."""
+        watched = [slot for slot in self.slots.steered if slot >= first]
         if not watched:
             return logits_ATV
         logits_ATV = logits_ATV.clone()
         for slot in watched:
-            logits_ATV[slot - first, 0].masked_fill_(~self.slots.running[slot].matcher.allowed(), -torch.inf)
+            sequence, row_V = self.slots.running[slot], logits_ATV[slot - first, 0]
+            if sequence.adjustment:
+                sequence.adjustment.apply(row_V, self.slots.tokens_SL[slot, :self.slots.written[slot]])
+            if sequence.matcher:
+                row_V.masked_fill_(~sequence.matcher.allowed(), -torch.inf)
         return logits_ATV
 
     def _ends(self, first: int, tokens_AT: np.ndarray, counts_A: np.ndarray) -> Ended:
@@ -107,6 +112,6 @@ class Writer:
                 if found is not None:
                     counts_A[row], ended[int(slot)] = count, ("stop", found)
                     break
-        for slot in (slot for slot in slots.with_grammar if slot >= first):
+        for slot in (slot for slot in slots.steered if slot >= first and slots.running[slot].matcher):
             slots.running[slot].matcher.accept(int(tokens_AT[slot - first, 0]))
         return ended
