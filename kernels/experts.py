@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.expert_products import Compiled, Library, reads_masters
 from kernels.expert_rows import gather, gather_slope, place, relu_squared_, relu_squared_and_slope_, relu_squared_slope_
 from kernels.lanes import runs_here
 from kernels.triton.dispatch import twin
@@ -59,11 +60,12 @@ def experts(x_TL: Tensor, up_EML: Tensor, down_ELM: Tensor, index_TK: Tensor, we
         return gpu.experts(x_TL, up_EML, down_ELM, index_TK, weight_TK)
     tokens, choices = index_TK.shape
     count = up_EML.shape[0]
-    if count <= DENSE_EXPERTS and tokens * count <= DENSE_PRODUCTS and gemm is F.linear and not torch.is_grad_enabled():
+    plain, masters = gemm is F.linear, reads_masters(x_TL, up_EML)
+    if plain and count <= DENSE_EXPERTS and tokens * count <= DENSE_PRODUCTS and not masters and not torch.is_grad_enabled():
         return _experts_dense(x_TL, up_EML, down_ELM, index_TK, weight_TK)
     flat = index_TK.reshape(-1)
     loads = (torch.bincount(flat, minlength=count) if load_E is None else load_E).tolist()
-    if gemm is F.linear and runs_here(x_TL, up_EML, down_ELM, weight_TK) and x_TL.dtype == up_EML.dtype == down_ELM.dtype:
+    if plain and runs_here(x_TL, up_EML, down_ELM, weight_TK) and (masters or x_TL.dtype == up_EML.dtype == down_ELM.dtype):
         return _Experts.apply(x_TL, up_EML, down_ELM, weight_TK.float(), index_TK, loads)
     order = torch.argsort(flat, stable=True)
     place = torch.empty_like(order)
@@ -88,53 +90,29 @@ def _experts_dense(x_TL: Tensor, up_EML: Tensor, down_ELM: Tensor, index_TK: Ten
 class _Experts(torch.autograd.Function):
     """The same with plain products: one node of autograd instead of six an expert, products written where they are read, no list of pieces joined.
 
-    Every expert has some rows to spare (`_room`), which begin as token 0's, are never gathered, and whose gradient is zero.
+    With torch's products every expert has some rows to spare (`_room`), which begin as token 0's, are never gathered, and whose gradient is zero.
     """
 
     @staticmethod
     def forward(ctx, x_TL, up_EML, down_ELM, weight_TK, index_TK, loads):
-        rooms = [_room(load) for load in loads]
-        place_TK, token_S = place(index_TK, rooms)
+        ctx.products = products = Compiled(loads) if reads_masters(x_TL, up_EML) else Library(loads)
+        place_TK, token_S = place(index_TK, products.rooms)
         rows_SL = x_TL.index_select(0, token_S)
-        inner_SM = _products(rows_SL, up_EML.transpose(1, 2), rooms)
-        out_SL = _products(relu_squared_(inner_SM), down_ELM.transpose(1, 2), rooms)
+        inner_SM = products.times_turned(rows_SL, up_EML)
+        out_SL = products.times_turned(relu_squared_(inner_SM), down_ELM)
         ctx.save_for_backward(rows_SL, inner_SM, out_SL, up_EML, down_ELM, weight_TK, place_TK)
-        ctx.rooms = rooms
         return gather(out_SL, place_TK, weight_TK)
 
     @staticmethod
     def backward(ctx, dy_TL):
         rows_SL, inner_SM, out_SL, up_EML, down_ELM, weight_TK, place_TK = ctx.saved_tensors
+        products = ctx.products
         dout_SL, dweight_TK = gather_slope(out_SL, place_TK, weight_TK, dy_TL.contiguous())
-        squared_SM, dinner_SM = relu_squared_and_slope_(inner_SM, _products(dout_SL, down_ELM, ctx.rooms))
-        ddown_ELM = _outer_products(dout_SL, squared_SM, ctx.rooms)
-        dup_EML = _outer_products(dinner_SM, rows_SL, ctx.rooms)
-        dx_TL = gather(_products(dinner_SM, up_EML, ctx.rooms), place_TK, torch.ones_like(weight_TK))
+        squared_SM, dinner_SM = relu_squared_and_slope_(inner_SM, products.times(dout_SL, down_ELM))
+        ddown_ELM = products.outer(dout_SL, squared_SM).to(down_ELM.dtype)
+        dup_EML = products.outer(dinner_SM, rows_SL).to(up_EML.dtype)
+        dx_TL = gather(products.times(dinner_SM, up_EML), place_TK, torch.ones_like(weight_TK))
         return dx_TL, dup_EML, ddown_ELM, dweight_TK, None, None
-
-
-def _room(load: int) -> int:
-    """`load` rounded up to a multiple of 32, or of an eighth of itself: every new shape of a product costs torch's library half a millisecond of
-    compilation, five times the product, and loads differ in every step."""
-    unit = max(32, 1 << max(0, load.bit_length() - 4))
-    return -(-load // unit) * unit
-
-
-def _products(rows_SX: Tensor, weights_EXY: Tensor, loads: list[int]) -> Tensor:
-    """Each expert's rows times its weight, [S,Y]."""
-    out_SY = rows_SX.new_empty(rows_SX.shape[0], weights_EXY.shape[2])
-    for rows, weight, out in zip(rows_SX.split(loads), weights_EXY.unbind(0), out_SY.split(loads)):
-        if rows.shape[0]:
-            torch.mm(rows, weight, out=out)
-    return out_SY
-
-
-def _outer_products(left_SX: Tensor, right_SY: Tensor, loads: list[int]) -> Tensor:
-    """leftᵀ right over each expert's rows, [E,X,Y]; zeros for an expert without rows."""
-    out_EXY = left_SX.new_empty(len(loads), left_SX.shape[1], right_SY.shape[1])
-    for left, right, out in zip(left_SX.split(loads), right_SY.split(loads), out_EXY.unbind(0)):
-        torch.mm(left.t(), right, out=out)  # no rows: zeros
-    return out_EXY
 
 
 class _Gather(torch.autograd.Function):

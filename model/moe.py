@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.expert_products import reads_masters
 from kernels.expert_rows import choose
 from kernels.experts import experts, relu_squared
 from model.config import HybridConfig
@@ -65,7 +66,8 @@ class Experts(nn.Module):
         self.gemm = F.linear
 
     def forward(self, x_SL: Tensor, index_SK: Tensor, weight_SK: Tensor, load_E: Tensor | None) -> Tensor:
-        up, down = weight_in(self, "up_proj", x_SL.dtype), weight_in(self, "down_proj", x_SL.dtype)
+        masters = self.gemm is F.linear and reads_masters(x_SL, self.up_proj)
+        up, down = (self.up_proj, self.down_proj) if masters else (weight_in(self, name, x_SL.dtype) for name in ("up_proj", "down_proj"))
         return experts(x_SL, up, down, index_SK, weight_SK, gemm=self.gemm, load_E=load_E)
 
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from kernels.cross_entropy import cross_entropy_
+from kernels.linear import outer, times, times_turned
 
-CHUNK_LOGITS = 1 << 21  # logits a chunk: 4 MB in bfloat16, so that the pass over them finds them in a cache; smaller products are slower
+CHUNK_LOGITS = 1 << 22  # logits a chunk: 8 MB in bfloat16, so that the pass over them finds them in a cache; smaller products are slower
 BLOCK_LOGITS = 1 << 24  # logit gradients multiplied at once: 32 MB in bfloat16; a product a chunk would read and write all of dW each time
 
 
@@ -33,7 +34,7 @@ def token_losses(h_KD: Tensor, weight_VD: Tensor, labels_K: Tensor) -> Tensor:
     """Cross-entropy of each token, float32 [K] in nats, for evaluation: no gradient."""
     w_VD = weight_VD.to(h_KD.dtype)
     share_K = torch.ones(h_KD.shape[0])
-    losses = [cross_entropy_(h_KD[part] @ w_VD.t(), labels_K[part], share_K[part]) for part in _parts(h_KD.shape[0], CHUNK_LOGITS // w_VD.shape[0])]
+    losses = [cross_entropy_(times_turned(h_KD[part], w_VD), labels_K[part], share_K[part]) for part in _parts(h_KD.shape[0], CHUNK_LOGITS // w_VD.shape[0])]
     return torch.cat(losses) if losses else torch.zeros(0)
 
 
@@ -55,13 +56,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             h_ND, labels_N, share_N = h_KD[block], labels_K[block], share_K[block]
             dlogits_NV = torch.empty(h_ND.shape[0], w_VD.shape[0], dtype=h_KD.dtype)
             for part in _parts(h_ND.shape[0], CHUNK_LOGITS // w_VD.shape[0]):
-                torch.mm(h_ND[part], w_VD.t(), out=dlogits_NV[part])
+                times_turned(h_ND[part], w_VD, dlogits_NV[part])
                 total += (cross_entropy_(dlogits_NV[part], labels_N[part], share_N[part]) * share_N[part]).sum()
             if wants_h:
-                torch.mm(dlogits_NV, w_VD, out=dh_KD[block])
+                times(dlogits_NV, w_VD, dh_KD[block])
             if wants_w:
-                block_VD = dlogits_NV.t() @ h_ND
-                dw_VD = block_VD.float() if dw_VD is None else dw_VD.add_(block_VD)
+                dw_VD = outer(dlogits_NV, h_ND, dw_VD)
         if wants_w and dw_VD is None:  # no tokens
             dw_VD = torch.zeros(weight_VD.shape)
         ctx.save_for_backward(dh_KD, dw_VD)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kernels.expert_products import reads_masters
 from kernels.expert_rows import choose, place
 from kernels.experts import experts, experts_reference, relu_squared
 
@@ -76,6 +77,23 @@ def test_bf16_accumulates_in_float32():
     y = experts(x.bfloat16(), up.bfloat16(), down.bfloat16(), index, weight)
     assert y.dtype == torch.bfloat16
     assert ((y.float() - exact).abs() <= 0.02 * exact.abs().max()).all()
+
+
+@pytest.mark.parametrize("tokens", [40, 301])
+def test_bf16_rows_by_float32_masters(tokens):
+    """Whatever multiplies here: gradients of masters come in float32, near those of every expert in float64 on the same rounded inputs."""
+    x, up, down, index, weight = (t.float() if t.is_floating_point() else t for t in inputs(tokens, outer=24, inner=40))
+    x = x.bfloat16()
+    fast = [t.clone().requires_grad_() for t in (x, up, down, weight)]
+    slow = [t.double().requires_grad_() for t in (x, up.bfloat16(), down.bfloat16(), weight)]
+    dtype = torch.float32 if reads_masters(x, up) else torch.bfloat16
+    y, exact = experts(fast[0], *(t.to(dtype) for t in fast[1:3]), index, fast[3]), experts_reference(*slow[:3], index, slow[3])
+    dy = torch.randn(y.shape).bfloat16()
+    y.backward(dy)
+    exact.backward(dy.double())
+    for got, wanted in zip((y, *(leaf.grad for leaf in fast)), (exact, *(leaf.grad for leaf in slow))):
+        assert (got.double() - wanted).norm() <= 0.01 * wanted.norm()
+    assert fast[1].grad.dtype == fast[2].grad.dtype == torch.float32
 
 
 def test_relu_squared():
