@@ -25,6 +25,7 @@ from kernels.pairs import HAS_PAIRS, HAS_TILES, PANEL, ROWS, WIDTH, ask, pack_do
 BLOCK = 1 << 17  # words packed at once: 512 KB, half of a second-level cache
 DEPTH = 768  # words summed before a tile's sums go to memory: with more, eight rows of the left side leave the first-level cache
 CHUNK = 1 << 8  # the same for the outer product, whose left side is packed, 32 KB a panel
+SIDE = 4  # panels of the left side packed together: whole cache lines, two at a time
 
 
 def multiplies(x: Tensor, w: Tensor) -> bool:
@@ -90,14 +91,20 @@ def _panels(first, last, x, depth, starts, w, turned, columns, y):
             end = min(begin + at_once, last)
             for start in range(0, depth, stage):
                 words = min(stage, depth - start)
-                for p in range(begin, end):
-                    here, width = (p - begin) * words * PANEL, min(PANEL, columns - p * PANEL)
-                    if turned:
-                        pack_turned(w, weight + p * PANEL * 2 * depth + 2 * start, 2 * depth, width, 2 * words, packed, here)
-                    else:
-                        pack_down(w, weight + 2 * start * columns + p * PANEL, columns, 2 * words, width, packed, here)
-                here = top * depth + start
-                _tiles(x, here, depth, 1, rows, packed, words, begin, end, columns, y, top, edge, start > 0, x, here + ROWS * depth, depth, 1, words)
+                if turned:
+                    for p in range(begin, end):
+                        source = weight + p * PANEL * 2 * depth + 2 * start
+                        pack_turned(w, source, 2 * depth, min(PANEL, columns - p * PANEL), 2 * words, packed, (p - begin) * words * PANEL)
+                else:
+                    source = weight + 2 * start * columns + begin * PANEL
+                    pack_down(w, source, columns, 2 * words, min(end * PANEL, columns) - begin * PANEL, packed)
+                here, continued = top * depth + start, start > 0
+                if group + 2 < len(starts):  # a few rows and another weight soon
+                    line, each = (2 * depth, columns) if turned else (columns, 2 * depth)
+                    _tiles(x, here, depth, 1, rows, packed, words, begin, end, columns, y, top, edge, continued,
+                           w, weight + 2 * depth * columns, line, (each + rows - 1) // rows, line)
+                else:
+                    _tiles(x, here, depth, 1, rows, packed, words, begin, end, columns, y, top, edge, continued, x, here + ROWS * depth, depth, 1, words)
 
 
 @njit(**JIT)
@@ -108,6 +115,8 @@ def _tiles(left, at, row, step, rows, packed, words, begin, end, columns, out, t
     """
     r, line = 0, 64 // ahead.itemsize
     while r < rows:
+        if r + ROWS > rows >= ROWS and not continued:
+            r = rows - ROWS  # some rows twice, to the same end, cost less than small tiles
         count = ROWS if r + ROWS <= rows else 4 if r + 4 <= rows else 1
         for p in range(begin, end):
             here, place = (p - begin) * words * PANEL, (top + r) * columns + p * PANEL
@@ -141,7 +150,7 @@ def _outer(first, last, left, outputs, right, inputs, starts, out, add):
     """Rows of the panels first to last of leftᵀ right."""
     panels = (inputs + PANEL - 1) // PANEL
     at_once = _even(panels, max(1, BLOCK // (CHUNK * PANEL)))
-    packed, turned = np.empty(at_once * CHUNK * PANEL, np.uint32), np.empty(CHUNK * PANEL, np.uint32)
+    packed, turned = np.empty(at_once * CHUNK * PANEL, np.uint32), np.empty(SIDE * CHUNK * PANEL, np.uint32)
     edge = np.empty(ROWS * PANEL, np.float32)
     for group in range(len(starts) - 1):
         base = group * outputs
@@ -152,15 +161,14 @@ def _outer(first, last, left, outputs, right, inputs, starts, out, add):
             words = (rows + 1) // 2
             for begin in range(0, panels, at_once):
                 end = min(begin + at_once, panels)
-                for p in range(begin, end):
-                    pack_down(right, start * inputs + p * PANEL, inputs, rows, min(PANEL, inputs - p * PANEL), packed, (p - begin) * words * PANEL)
-                for q in range(first, last):
-                    width = min(PANEL, outputs - q * PANEL)
-                    pack_down(left, start * outputs + q * PANEL, outputs, rows, width, turned, 0)
-                    each = 2 * CHUNK // PANEL
-                    if q + 1 < last:
-                        ahead, at_ahead, row_ahead, reach = left, start * outputs + (q + 1) * PANEL, outputs, PANEL
+                pack_down(right, start * inputs + begin * PANEL, inputs, rows, min(end * PANEL, inputs) - begin * PANEL, packed)
+                for q in range(first, last, SIDE):
+                    width = min(SIDE * PANEL, min(last * PANEL, outputs) - q * PANEL)
+                    pack_down(left, start * outputs + q * PANEL, outputs, rows, width, turned)
+                    if q + SIDE < last:
+                        ahead, at_ahead, row_ahead, each, reach = left, start * outputs + (q + SIDE) * PANEL, outputs, rows // (SIDE * PANEL), SIDE * PANEL
                     else:
-                        ahead, at_ahead, row_ahead, reach = right, (start + 2 * CHUNK) * inputs, inputs, inputs
-                    _tiles(turned, 0, 1, PANEL, width, packed, words, begin, end, inputs, out, base + q * PANEL, edge, continued,
-                           ahead, at_ahead, row_ahead, each, reach)
+                        ahead, at_ahead, row_ahead, each, reach = right, (start + rows) * inputs, inputs, rows // (SIDE * PANEL), inputs
+                    for c in range(0, width, PANEL):
+                        _tiles(turned, c * words, 1, PANEL, min(PANEL, width - c), packed, words, begin, end, inputs, out, base + q * PANEL + c, edge, continued,
+                               ahead, at_ahead + c * each * row_ahead, row_ahead, each, reach)

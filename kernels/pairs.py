@@ -187,18 +187,21 @@ def _patch(source, at, row, rows, columns, patch):
 
 
 @njit(**JIT)
-def pack_down(source, at, row, rows, columns, out, at_out):
-    """A panel whose words are neighbours in a column: out[k, c] = (source[2k, c], source[2k + 1, c]); zeros where rows or columns (<= 32) end."""
+def pack_down(source, at, row, rows, columns, out):
+    """Panels whose words are neighbours in a column: out[p, k, c] = (source[2k, 32p + c], source[2k + 1, 32p + c]); zeros where rows or columns end."""
+    words = (rows + 1) // 2
     patch = np.empty(2 * PANEL, source.dtype)
-    for k in range((rows + 1) // 2):
-        low = at + 2 * k * row
-        if columns == PANEL and 2 * k + 1 < rows:
-            for v in range(0, PANEL, WIDTH):
-                _pair(source, low + v, low + row + v, out, at_out + k * PANEL + v)
-        else:
-            _patch(source, low, row, min(2, rows - 2 * k), columns, patch)
-            for v in range(0, PANEL, WIDTH):
-                _pair(patch, v, PANEL + v, out, at_out + k * PANEL + v)
+    for k in range(words):
+        low, paired = at + 2 * k * row, 2 * k + 1 < rows
+        for c in range(0, columns, PANEL):
+            place = c * words + k * PANEL
+            if paired and c + PANEL <= columns:
+                for v in range(0, PANEL, WIDTH):
+                    _pair(source, low + c + v, low + row + c + v, out, place + v)
+            else:
+                _patch(source, low + c, row, min(2, rows - 2 * k), min(PANEL, columns - c), patch)
+                for v in range(0, PANEL, WIDTH):
+                    _pair(patch, v, PANEL + v, out, place + v)
 
 
 @njit(**JIT)
