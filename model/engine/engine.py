@@ -158,7 +158,7 @@ class Engine:
 
     def request(self, prompt: str | list[int], params: SamplingParams) -> list[Sequence]:
         """The n sequences of a prompt, ready for `scheduler.add` (servers add them one by one while others run)."""
-        ids = self._ids(prompt)
+        ids = self.encode(prompt)
         vocabulary = self.lm.config.vocab_size
         if not ids:
             raise ValueError("the prompt is empty")
@@ -246,7 +246,8 @@ class Engine:
             raise ValueError("a thinking budget needs a tokenizer with <think> and </think>")
         return np.array(["\n" in text for text in self.token_texts])
 
-    def _ids(self, prompt: str | list[int]) -> list[int]:
+    def encode(self, prompt: str | list[int]) -> list[int]:
+        """A prompt's token ids; its text may spell special tokens."""
         if not isinstance(prompt, str):
             return [int(i) for i in prompt]
         before, self.tokenizer.encode_special_tokens = self.tokenizer.encode_special_tokens, False

@@ -1,4 +1,4 @@
-"""The server's routes: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics.
+"""The server's routes: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics, /version, and those around the tokenizer (`tokenizing.py`).
 
     uvicorn.run(create_app(Engine(lm, tokenizer), "tiny"))
 
@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -22,15 +23,16 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from model import chat
 from model.engine import Engine
 from model.serving.guard import Guard, Limits, error_body, refusal
 from model.serving.logprobs import TokenNames
 from model.serving.loop import EngineFailure, EngineLoop, Prompt, Ticket
 from model.serving.metrics import Metrics
+from model.serving.options import Options, StreamOptions
 from model.serving.pieces import AnswerReader
 from model.serving.replies import Reply
-from model.serving.requests import ChatRequest, CompletionRequest, Options
+from model.serving.requests import ChatRequest, CompletionRequest, chat_tokens
+from model.serving.tokenizing import add_tokenizer_routes
 
 CLIENT_GONE = 499  # nginx's status for it; nobody reads it but the metrics
 LONGEST_RETRY = 60  # seconds
@@ -80,16 +82,32 @@ def create_app(engine: Engine, name: str = "gristmill", *, limits: Limits | None
     async def prometheus() -> Response:
         return Response(metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    @app.get("/version")
+    async def version_here() -> dict[str, str]:
+        return {"version": version("gristmill")}
+
+    def unknown(model: str | None) -> Response | None:
+        """The refusal of a model that is not the one there is."""
+        return refusal(f"there is no model {model!r} here, only {name!r}", 404, param="model", code="model_not_found") if model and model != name else None
+
+    served = {"id": name, "object": "model", "created": 0, "owned_by": "gristmill", "max_model_len": engine.max_length}
+
     @app.get("/v1/models", responses={401: {"model": Refusal}})
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "gristmill", "max_model_len": engine.max_length}]}
+        return {"object": "list", "data": [served]}
+
+    @app.get("/v1/models/{model:path}", response_model=None, responses={status: {"model": Refusal} for status in (401, 404)})
+    async def one_model(model: str) -> dict[str, Any] | Response:
+        return unknown(model) or served
+
+    add_tokenizer_routes(app, engine, running, unknown, {status: {"model": Refusal} for status in (400, 401, 404, 413)})
 
     @app.post("/v1/chat/completions", responses=ANSWERS)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        messages, known, thinking = [message.plain() for message in body.messages], body.tools_shown, body.thinking
+        known, thinking = body.tools_shown, body.thinking
 
         def prompt() -> list[int]:
-            return chat.encode_prompt(engine.tokenizer, messages, tools=known, enable_thinking=thinking)
+            return chat_tokens(engine.tokenizer, body.messages, known, body.chat_template_kwargs, thinking=thinking)
 
         def reader() -> AnswerReader:
             return AnswerReader(thinking=thinking, known=known, one_call=body.parallel_tool_calls is False)
@@ -102,16 +120,16 @@ def create_app(engine: Engine, name: str = "gristmill", *, limits: Limits | None
 
         def prompt(given: Prompt) -> Prompt:
             if body.echo:
-                echoed.extend([given if isinstance(given, str) else engine.tokenizer.decode(given, skip_special_tokens=False)] * body.n)
+                echoed.extend([given if isinstance(given, str) else engine.tokenizer.decode(given, skip_special_tokens=False)] * body.samples)
             return given
 
         return await answer(request, body, [partial(prompt, given) for given in body.prompts], echoed=echoed)
 
     async def answer(request: Request, body: Options, prompts: list[Callable[[], Prompt]], reader: Callable[[], AnswerReader] | None = None,
                      echoed: Sequence[str] = ()) -> Response:
-        room, samples = engine.max_slots + limits.queue, body.n * len(prompts)
-        if body.model and body.model != name:
-            return refusal(f"there is no model {body.model!r} here, only {name!r}", 404, param="model", code="model_not_found")
+        room, samples = engine.max_slots + limits.queue, body.samples * len(prompts)
+        if missing := unknown(body.model):
+            return missing
         if limits.tokens is not None and (body.max_tokens or 0) > limits.tokens:
             return refusal(f"max_tokens is at most {limits.tokens} here", param="max_tokens")
         if samples > room:
@@ -119,8 +137,8 @@ def create_app(engine: Engine, name: str = "gristmill", *, limits: Limits | None
         if running.open + samples > room:
             seconds = math.ceil(running.seconds * (running.waiting + samples) / engine.max_slots)
             return refusal("the queue is full: try again later", 429, headers={"Retry-After": str(min(LONGEST_RETRY, max(1, seconds)))})
-        ticket = running.submit(prompts, body.params(limits.tokens or engine.max_length))
         try:
+            ticket = running.submit(prompts, body.params(limits.tokens or engine.max_length))
             await ticket.started()
         except ValueError as error:
             return refusal(str(error))
@@ -139,7 +157,7 @@ def create_app(engine: Engine, name: str = "gristmill", *, limits: Limits | None
 
         chunks = _chunks(ticket, reply, metrics)
         if body.stream:
-            return EventStream(_events(chunks, reply, body.stream_options is not None and body.stream_options.include_usage), close)
+            return EventStream(_events(chunks, reply, body.stream_options or StreamOptions()), close)
         try:
             return await _whole(request, chunks, reply)
         except EngineFailure as failure:
@@ -179,11 +197,12 @@ async def _whole(request: Request, chunks: AsyncIterator[dict[str, Any]], reply:
         gone.cancel()
 
 
-async def _events(chunks: AsyncIterator[dict[str, Any]], reply: Reply, with_usage: bool) -> AsyncIterator[str]:
+async def _events(chunks: AsyncIterator[dict[str, Any]], reply: Reply, asked: StreamOptions) -> AsyncIterator[str]:
     try:
         async for chunk in chunks:
-            yield f"data: {json.dumps(chunk | ({'usage': None} if with_usage else {}))}\n\n"
-        if with_usage:
+            usage = {"usage": reply.usage() if asked.continuous_usage_stats else None} if asked.include_usage or asked.continuous_usage_stats else {}
+            yield f"data: {json.dumps(chunk | usage)}\n\n"
+        if asked.include_usage:
             yield f"data: {json.dumps(reply.usage_chunk())}\n\n"
         yield "data: [DONE]\n\n"
     except EngineFailure as failure:

@@ -1,7 +1,7 @@
 """What is refused before a request is read, and how a refusal looks.
 
-A plain ASGI layer, so that streams and disconnects pass through it untouched: the API key (on /v1/ only: probes and scrapers have none), the size of the body,
-and a count of answers by status.
+A plain ASGI layer, so that streams and disconnects pass through it untouched: the API key (but for what probes, scrapers and readers of the API's page ask),
+the size of the body, and a count of answers by status.
 """
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from model.serving.metrics import Metrics
 
+OPEN = {"/health", "/metrics", "/version", "/openapi.json", "/docs", "/redoc"}
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -76,7 +77,7 @@ class Guard:
         await self.app(scope, limited, counted)
 
     def _refuse(self, path: str, headers: dict[bytes, bytes]) -> Response | None:
-        if self.authorization is not None and path.startswith("/v1/") and not hmac.compare_digest(headers.get(b"authorization", b""), self.authorization):
+        if self.authorization is not None and path not in OPEN and not hmac.compare_digest(headers.get(b"authorization", b""), self.authorization):
             return refusal("the API key is missing or wrong", 401, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         length = headers.get(b"content-length", b"0")
         if not re.fullmatch(rb"\d{1,18}", length):

@@ -1,111 +1,30 @@
-"""What clients may ask for: OpenAI's fields, and beside them vLLM's where OpenAI has none (top_k, thinking budgets, template arguments).
-
-What is named here is checked. Fields that would change what is written but that we do not have are refused unless they say what happens anyway (`REFUSED`);
-all others (user, metadata, store, service_tier, ...) are of no consequence here and ignored.
-"""
+"""The bodies of the two endpoints, and the prompts they stand for."""
 from __future__ import annotations
 
 import json
-import math
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
-from model import tools
-from model.engine import SamplingParams
+from model import chat, tools
+from model.serving.options import INT32, MOST_LIKELY, Options, Text, TokenId, encodable
 
-_INT32, _INT64 = (1 << 31) - 1, (1 << 63) - 1
-COLDEST = 1e-5  # temperatures below are greedy: logits divided by less overflow float32
-MOST_LIKELY = 20  # alternatives a token: OpenAI's limit
-REFUSED: dict[str, tuple[Any, ...]] = {  # OpenAI's and vLLM's fields -> values that ask for nothing
-    "frequency_penalty": (0,), "presence_penalty": (0,), "repetition_penalty": (1,), "length_penalty": (1,), "min_p": (0,), "min_tokens": (0,),
-    "logit_bias": ({},), "bad_words": ([],), "allowed_token_ids": ([],), "use_beam_search": (False,), "prompt_logprobs": (), "best_of": (1,), "suffix": ("",),
-    "functions": ([],), "function_call": ("none",), "modalities": (["text"],), "audio": (), "web_search_options": (), "verbosity": ("medium",),
-    "structured_outputs": (), "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (),
-}
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
-
-def _encodable(text: str) -> str:
-    """JSON can spell half a surrogate pair, which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("is not valid Unicode text") from None
-    return text
-
-
-Text = Annotated[str, AfterValidator(_encodable)]
-StopString = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_encodable)]
-TokenId = Annotated[int, Field(ge=0, le=_INT32)]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
-
-
-class StreamOptions(BaseModel):
-    include_usage: bool = False
-
-
-class Options(BaseModel):
-    """What both endpoints take."""
-
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
-    usual_tokens: ClassVar[float] = math.inf  # written at most where the request does not say
-    model: str | None = Field(None, description="the served model's name; absent: the one there is")
-    n: int = Field(1, ge=1, le=128)
-    temperature: float | None = Field(None, ge=0, le=100, description="0 is greedy; 1 if absent")
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, le=_INT32)
-    max_tokens: int | None = Field(None, ge=1, le=_INT32)
-    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
-    seed: int | None = Field(None, ge=-_INT64 - 1, le=_INT64)
-    stream: bool | None = False
-    stream_options: StreamOptions | None = Field(None, description="only with stream")
-    ignore_eos: bool = False
-    thinking_budget: int | None = Field(None, ge=0, le=_INT32, validation_alias=AliasChoices("thinking_budget", "thinking_token_budget"),
-                                        description="thinking tokens after which thinking is closed at the next newline; also thinking_token_budget")
-
-    @model_validator(mode="after")
-    def _know_what_is_asked(self) -> Options:
-        for field, value in (self.model_extra or {}).items():
-            if field in REFUSED and value is not None and value not in REFUSED[field]:
-                raise ValueError(f"{field} is not supported")
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is only for stream: true")
-        return self
-
-    @property
-    def most_likely(self) -> int | None:
-        """How many alternatives each token is shown with; None for no log-probabilities at all."""
-        raise AssertionError("either endpoint has its own")
-
-    @property
-    def scores_prompt(self) -> bool:
-        """Whether log-probabilities are shown of the prompt too."""
-        return False
-
-    def grammar(self) -> dict[str, Any]:
-        """The `json_schema` or `regex` every sample must match, if any."""
-        return {}
-
-    def params(self, tokens: int) -> SamplingParams:
-        """For the engine; `tokens` is how many may be written at most."""
-        temperature = 1.0 if self.temperature is None else self.temperature
-        return SamplingParams(
-            n=self.n, temperature=temperature if temperature >= COLDEST else 0.0, top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=self.top_k or 0, max_tokens=min(tokens, self.usual_tokens) if self.max_tokens is None else max(1, self.max_tokens),
-            stop=self.stop or (), seed=self.seed, ignore_eos=self.ignore_eos, thinking_budget=self.thinking_budget,
-            logprobs=self.most_likely is not None, top_logprobs=self.most_likely or 0,
-            prompt_logprobs=self.most_likely if self.scores_prompt else None, **self.grammar())
 
 
 # ---- /v1/completions
 
 
 class CompletionRequest(Options):
-    usual_tokens: ClassVar[float] = 16
+    usual_tokens: ClassVar[float] = 16  # OpenAI's
     prompt: Text | list[TokenId] | list[Text] | list[list[TokenId]] = Field(description="a text, token ids, or a list of either")
-    max_tokens: int | None = Field(None, ge=0, le=_INT32, description="16 if absent, as OpenAI has it; 0: nothing but what echo shows")
+    max_tokens: int | None = Field(None, ge=0, le=INT32, description="16 if absent; 0: nothing but what echo shows")
     logprobs: int | None = Field(None, ge=0, le=MOST_LIKELY, description="of the tokens shown, and of so many most likely ones in their places")
     echo: bool | None = Field(False, description="begin with the prompt, and with its tokens' logprobs if those are asked for")
+    best_of: int | None = Field(None, ge=1, le=128, description="what n says: none are drawn in vain")
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
@@ -119,6 +38,12 @@ class CompletionRequest(Options):
     @property
     def scores_prompt(self) -> bool:
         return bool(self.echo)
+
+    @model_validator(mode="after")
+    def _settle(self) -> CompletionRequest:
+        if self.best_of not in (None, self.samples):
+            raise ValueError("best_of is only supported where it is n")
+        return self
 
 
 # ---- /v1/chat/completions
@@ -154,7 +79,7 @@ class Call(BaseModel):
 class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | list[TextPart] | None = None
-    reasoning_content: Text | None = None
+    reasoning_content: Text | None = Field(None, validation_alias=AliasChoices("reasoning_content", "reasoning"), description="an assistant's; also reasoning")
     tool_calls: list[Call] | None = Field(None, description="an assistant's")
     tool_call_id: str | None = Field(None, description="of a tool's result; results are read in the order of the calls")
 
@@ -177,7 +102,7 @@ class Function(BaseModel):
     @model_validator(mode="after")
     def _can_be_shown(self) -> Function:
         try:
-            _encodable(tools.declare([self.plain()]))
+            encodable(tools.declare([self.plain()]))
         except RecursionError:
             raise ValueError("is nested too deeply") from None
         return self
@@ -201,34 +126,32 @@ class ToolChoice(BaseModel):
 
 
 class TemplateArguments(BaseModel):
+    """The variables of the chat template; it ignores others."""
+
     enable_thinking: bool | None = Field(None, description="true if absent, unless a grammar (response_format, a forced call) leaves no room to think")
+    truncate_history_thinking: bool | None = Field(None, description="false: the thinking of earlier turns is shown")
+    reasoning_budget: Annotated[int, Field(ge=0, le=INT32)] | None = Field(None, description="told to the model; thinking_budget enforces one")
 
 
-class NamedSchema(BaseModel):
-    schema_: dict[str, Any] = Field({}, alias="schema")
-
-
-class ResponseFormat(BaseModel):
-    type: Literal["text", "json_object", "json_schema"] = "text"
-    json_schema: NamedSchema | None = None
-
-    def schema_asked(self) -> dict[str, Any] | None:
-        if self.type == "json_schema":
-            return self.json_schema.schema_ if self.json_schema else {}
-        return {"type": "object"} if self.type == "json_object" else None
+def chat_tokens(tokenizer: Tokenizer, messages: list[Message], known: list[dict[str, Any]], arguments: TemplateArguments | None, *, thinking: bool,
+                add_generation_prompt: bool = True) -> list[int]:
+    """A conversation as the template has it. On the engine's thread."""
+    own = arguments or TemplateArguments()
+    return chat.encode(tokenizer, [message.plain() for message in messages], tools=known, add_generation_prompt=add_generation_prompt, enable_thinking=thinking,
+                       reasoning_budget=own.reasoning_budget, truncate_history_thinking=own.truncate_history_thinking is not False)[0]
 
 
 class ChatRequest(Options):
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1, le=_INT32, description="OpenAI's newer name for max_tokens")
+    max_completion_tokens: int | None = Field(None, ge=1, le=INT32, description="OpenAI's newer name for max_tokens")
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LIKELY, description="only with logprobs")
-    response_format: ResponseFormat | None = None
     tools: list[Tool] | None = Field(None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = Field(None, description="required, or a name: the answer is exactly one call")
     parallel_tool_calls: bool | None = Field(None, description="false: what follows a first call is dropped")
-    reasoning_effort: Literal["none", "medium"] | None = Field(None, description="none: thinking off; for less of it there is thinking_budget")
-    chat_template_kwargs: TemplateArguments = TemplateArguments()
+    reasoning_effort: Literal["none", "medium", "high", "xhigh", "max"] | None = Field(
+        None, description="none: thinking off; otherwise the model thinks as long as it likes, and for less there is thinking_budget")
+    chat_template_kwargs: TemplateArguments | None = None
 
     @property
     def most_likely(self) -> int | None:
@@ -236,7 +159,7 @@ class ChatRequest(Options):
 
     @property
     def thinking(self) -> bool:
-        asked = self.chat_template_kwargs.enable_thinking
+        asked = self.chat_template_kwargs.enable_thinking if self.chat_template_kwargs else None
         return self.reasoning_effort != "none" and not self.grammar() if asked is None else asked
 
     @property
@@ -245,10 +168,7 @@ class ChatRequest(Options):
         return [] if self.tool_choice == "none" else [tool.function.plain() for tool in self.tools or ()]
 
     def grammar(self) -> dict[str, Any]:
-        schema = self.response_format.schema_asked() if self.response_format else None
-        if self.forced:
-            return {"regex": tools.call_pattern(self.forced)}
-        return {} if schema is None else {"json_schema": schema}
+        return {"regex": tools.call_pattern(self.forced)} if self.forced else super().grammar()
 
     @property
     def forced(self) -> list[dict[str, Any]]:
@@ -265,7 +185,7 @@ class ChatRequest(Options):
             raise ValueError("top_logprobs is only for logprobs: true")
         if self.tool_choice not in (None, "none", "auto") and not self.forced:
             raise ValueError("tool_choice asks for a call of a tool that is not in tools")
-        if self.forced and self.response_format and self.response_format.schema_asked() is not None:
+        if self.forced and super().grammar():
             raise ValueError("response_format and a forced tool_choice do not go together")
         if self.grammar() and self.thinking:
             raise ValueError("response_format or a forced tool_choice do not go together with enable_thinking: a grammar leaves no room to think")

@@ -170,9 +170,11 @@ def test_one_bad_prompt_refuses_them_all(server):
 
 
 @pytest.mark.parametrize("path, field, value, harmless", [
-    ("completions", "frequency_penalty", 0.5, 0), ("completions", "presence_penalty", -1, 0.0), ("completions", "logit_bias", {"5": 3}, {}), ("completions", "suffix", "x", ""),
-    ("completions", "best_of", 3, 1), ("completions", "min_p", 0.1, None), ("chat/completions", "functions", [{"name": "f"}], []), ("chat/completions", "modalities", ["audio"], ["text"]),
-    ("chat/completions", "reasoning_effort", "high", "medium"), ("chat/completions", "verbosity", "low", "medium"), ("chat/completions", "web_search_options", {}, None),
+    ("completions", "frequency_penalty", 2.5, 0), ("completions", "logit_bias", {"5": 300}, {}), ("completions", "suffix", "x", ""), ("completions", "best_of", 3, 1),
+    ("completions", "min_p", 1.1, None), ("completions", "min_tokens", 3, 2), ("completions", "echo", "perhaps", None), ("completions", "return_token_ids", True, False),
+    ("completions", "truncate_prompt_tokens", 5, None), ("completions", "structured_outputs", {"grammar": "x"}, {"choice": ["a"]}), ("chat/completions", "echo", True, False),
+    ("completions", "allowed_token_ids", [999], [20]), ("chat/completions", "continue_final_message", True, False), ("chat/completions", "n", 0, None), ("chat/completions", "functions", [{"name": "f"}], []), ("chat/completions", "modalities", ["audio"], ["text"]),
+    ("chat/completions", "reasoning_effort", "low", "high"), ("chat/completions", "verbosity", "low", "medium"), ("chat/completions", "web_search_options", {}, None),
     ("chat/completions", "user", {"of": "no consequence"}, "me"), ("chat/completions", "stream_options", {"include_usage": True}, None), ("chat/completions", "top_logprobs", 2, 0),
 ])
 def test_what_would_change_the_answer_is_done_or_refused(server, path, field, value, harmless):
@@ -348,7 +350,8 @@ def test_the_openapi_page_names_its_refusals(server):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path, examples", [("/v1/chat/completions", 150), ("/v1/completions", 100), ("/v1/models", 5), ("/health", 5), ("/metrics", 5)])
+@pytest.mark.parametrize("path, examples", [("/v1/chat/completions", 150), ("/v1/completions", 100), ("/tokenize", 40), ("/detokenize", 20), ("/v1/models/{model}", 10),
+                                            *[(path, 5) for path in ("/v1/models", "/tokenizer_info", "/version", "/health", "/metrics")]])
 def test_no_request_made_from_the_openapi_page_breaks_the_server(toy, path, examples):
     schemathesis = pytest.importorskip("schemathesis")
     from hypothesis import HealthCheck, given, settings
