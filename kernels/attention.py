@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kernels.bits import in_spans
 from kernels.lanes import JIT, flat, runs_here
-from kernels.products import multiply, per, put_rows, transpose, words_for
+from kernels.products import multiply, per, put_rows, put_turned, transpose, words_for
 from kernels.simd import WIDTH as LANES
 from kernels.simd import fma, scratch, scratch_of, splat, vadd, vexp_negative, vlarger, vload, vmul, vpeak, vstore, vsum, within
 
@@ -105,14 +105,6 @@ def _gather(source, at, step, length, width, rows):
 
 
 @njit(**JIT)
-def _turned(rows, length, width, turned):
-    """Rows of [T',D] by rows, for sums over positions."""
-    for t in range(0, length, 2):
-        for d in range(0, width, LANES):
-            put_rows(turned, t * width + per(turned) * d, width, vload(rows, t * width + d), vload(rows, (t + 1) * width + d))
-
-
-@njit(**JIT)
 def _block(source, b, start, count, sizes, first_head, repeat, out):
     """A block's rows of [B,T,H,D], those of a position's `repeat` heads together; zeros past `count`."""
     length, heads, _, width = sizes
@@ -173,7 +165,7 @@ def _forward(first, last, q, k, v, starts, y, partition, sizes, words):
         _gather(k, at, kv_heads * width, length, width, rows)
         transpose(rows, 0, width, padded, width, keys, 0, word * padded)
         _gather(v, at, kv_heads * width, length, width, rows)
-        _turned(rows, padded, width, values)
+        put_turned(rows, padded, width, values)
         for start in range(0, length, BLOCK):
             count = min(BLOCK, length - start)
             begin = starts[b, start] // LANES * LANES
@@ -211,7 +203,7 @@ def _backward(first, last, q, k, v, starts, y, partition, dy, dq, dk, dv, sizes,
         transpose(rows, 0, width, padded, width, values, 0, word * padded)
         _gather(k, at_keys, kv_heads * width, length, width, rows)
         transpose(rows, 0, width, padded, width, keys, 0, word * padded)
-        _turned(rows, padded, width, keys_turned)
+        put_turned(rows, padded, width, keys_turned)
         to_keys[:] = np.float32(0.0)
         to_values[:] = np.float32(0.0)
         for start in range(0, length, BLOCK):
@@ -220,8 +212,8 @@ def _backward(first, last, q, k, v, starts, y, partition, dy, dq, dk, dv, sizes,
             end = (start + count + LANES - 1) // LANES * LANES
             _block(q, b, start, count, sizes, j * repeat, repeat, queries)
             _block(dy, b, start, count, sizes, j * repeat, repeat, above)
-            _turned(queries, block, width, queries_turned)
-            _turned(above, block, width, above_turned)
+            put_turned(queries, block, width, queries_turned)
+            put_turned(above, block, width, above_turned)
             for row in range(block):  # those past `count` reach no key
                 t, h = start + row // repeat, j * repeat + row % repeat
                 inside = t < length

@@ -26,7 +26,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from kernels.lanes import JIT
-from kernels.simd import HAS_PAIRS, WIDTH, BFloat, vstore, vstore_pairs
+from kernels.simd import HAS_PAIRS, WIDTH, BFloat, vload, vstore, vstore_pairs
 
 ROWS = 4  # of a tile; with 4 vectors its 16 sums, a row of the right side and a broadcast fit in 32 registers
 _VECTOR, _WORDS = ir.VectorType(ir.FloatType(), WIDTH), ir.VectorType(ir.IntType(32), WIDTH)
@@ -153,6 +153,25 @@ def multiply(left, at, row, step, right, at_right, step_right, rows, depth, colu
     if c < columns:
         for r in range(0, rows, ROWS):
             _one(left, at + r * row, row, step, right, at_right + c * per(left), step_right, words, out, at_out + r * row_out + c, row_out, scale, r)
+
+
+@njit(**JIT)
+def put_both(source, at, rows, columns, by_columns, at_columns, by_rows):
+    """A float32 matrix in both layouts; `rows` is even, `columns` a multiple of 16."""
+    for r in range(0, rows, 2):
+        for c in range(0, columns, WIDTH):
+            a, b = vload(source, at + r * columns + c), vload(source, at + (r + 1) * columns + c)
+            vstore(by_columns, at_columns + r * columns + c, a)
+            vstore(by_columns, at_columns + (r + 1) * columns + c, b)
+            put_rows(by_rows, r * columns + per(by_rows) * c, columns, a, b)
+
+
+@njit(**JIT)
+def put_turned(source, rows, columns, by_rows):
+    """A matrix by columns, by rows; sizes as in `put_both`."""
+    for r in range(0, rows, 2):
+        for c in range(0, columns, WIDTH):
+            put_rows(by_rows, r * columns + per(by_rows) * c, columns, vload(source, r * columns + c), vload(source, (r + 1) * columns + c))
 
 
 @intrinsic

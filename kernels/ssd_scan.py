@@ -1,13 +1,17 @@
 """The SSD scan in chunks, compiled: forward and backward as small products that never leave the caches.
 
 Inside a chunk of Q positions every one reads every earlier one through a Q x Q matrix of scores C Bᵀ, masked by decays; what came before the chunk is in one
-state. Per head that is three products forward and eight backward, of 32 x 64 matrices: `kernels.products` does them at the speed of the multiply-adds,
-between copies to float32 and masks that are in the first-level cache already. Nothing of size Q x Q outlives its chunk: the backward keeps inputs,
-outputs and the state entering every chunk, and computes scores and decays again.
+state. Per head that is three products forward and six backward, of 32 x 64 matrices: `kernels.products` does them at the speed of the multiply-adds,
+between masks and scalings that are in the first-level cache already. Nothing of size Q x Q outlives its chunk: the backward keeps inputs, outputs and the
+states between chunks, and computes scores and decays again.
+
+States and all sums are float32. bfloat16 inputs are multiplied as they are; what meets them (states, their slopes, scores and inputs times decays) is rounded
+to bfloat16 for the product, as Mamba's own GPU kernels do, and so are the states kept for the backward.
 
 Decays are products of the positions' own, never exp of a sum of logs: a document's first position decays all before it by 0, and no case is left over.
-The gradient of log decay needs no product over states: with G_t the whole gradient of h_t, a_t <G_t, h_{t-1}> is a running sum over later positions of
-dy·(y - D x) - dt x·dxdt, taken anew at each chunk's end, and cut where a document starts.
+The gradient of log decay at t is what passes from before t to t and later: from the state that entered the chunk or an earlier position s, to a position of
+the chunk or the state that leaves it. Each of the four is summed from its own products; a difference of larger sums (dy·y less dt x·dxdt, say) would be
+simpler, but where decay is strong nothing but rounding is left of it.
 
 States are [N, P] inside. Shapes: B batch, L length, H heads, P head_dim, G groups, N state size, Q = CHUNK.
 """
@@ -22,9 +26,10 @@ from torch import Tensor
 
 from kernels.bits import in_spans
 from kernels.lanes import JIT, flat
-from kernels.products import ROWS, multiply, transpose
+from kernels.products import ROWS, multiply, per, put_both, put_rows, put_turned, transpose, words_for
 from kernels.simd import WIDTH as LANES
-from kernels.simd import fma, scratch, splat, vload, vmul, vstore, vsum8
+from kernels.simd import fma, scratch, scratch_of, splat, vadd, vload, vmul, vstore, vsum, vsum8, within
+from kernels.skinny import prefetch
 
 CHUNK = 32  # positions, a multiple of 16: products within a chunk grow with it, states kept and turned shrink
 
@@ -61,30 +66,36 @@ class _Scan(torch.autograd.Function):
         last = torch.zeros(batch, heads, size, width)
         if initial is not None:
             last.copy_(initial.detach().transpose(2, 3))
-        entering = torch.empty(batch, heads, chunks if needed else 0, size, width)
+        words = words_for(x.dtype, width, size)
+        between = torch.empty(batch, heads, chunks + 1 if needed else 0, size, width, dtype=torch.float32 if words.dtype == np.float32 else torch.bfloat16)
         y = torch.empty(batch, length, heads, width)
-        D32 = D.detach().float()
-        args = *_where(x, B, C), dt32.numpy(), decay.numpy(), D32.numpy(), *(flat(t) for t in (entering, y, last)), (B.shape[2], size, width), needed
+        arrays = dt32.numpy(), decay.numpy(), D.detach().float().numpy(), *(flat(t) for t in (between, y, last))
+        args = *_where(x, B, C), *arrays, (B.shape[2], size, width), words
         in_spans(lambda a, b: _forward(a, b, *args), batch * B.shape[2], x.numel() * size)
         ctx.has_initial = initial is not None
+        ctx.set_materialize_grads(False)
         if needed:
-            ctx.save_for_backward(x, dt, A, B, C, D, dt32, decay, y, entering, last)
+            ctx.save_for_backward(x, dt, A, B, C, D, dt32, decay, between)
         return y, last.transpose(2, 3).contiguous()
 
     @staticmethod
     def backward(ctx, dy, dlast):
-        x, dt, A, B, C, D, dt32, decay, y, entering, last = ctx.saved_tensors
+        x, dt, A, B, C, D, dt32, decay, between = ctx.saved_tensors
         batch, length, heads, width = x.shape
         groups, size = B.shape[2:]
-        dy, dlast = dy.float().contiguous(), dlast.float().transpose(2, 3).clone(memory_format=torch.contiguous_format)
+        dy = torch.zeros(batch, length, heads, width) if dy is None else dy.float().contiguous()
+        slope = torch.zeros(batch, heads, size, width)  # of the state, walked back in place to the first position
+        if dlast is not None:
+            slope.copy_(dlast.transpose(2, 3))
         dx = torch.empty(batch, length, heads, width, dtype=x.dtype)
         dB, dC = (torch.empty(batch, length, groups, size, dtype=x.dtype) for _ in range(2))
         direct, through, dD = torch.empty(batch, length, heads), torch.empty(batch, length, heads), torch.empty(batch, heads)
-        arrays = *(flat(t) for t in (y, entering, last, dy, dlast)), *(t.numpy() for t in (direct, through, dD))
-        args = *_where(x, B, C), dt32.numpy(), decay.numpy(), D.detach().float().numpy(), *arrays, flat(dx), flat(dB), flat(dC), (groups, size, width)
+        arrays = dt32.numpy(), decay.numpy(), D.detach().float().numpy(), *(flat(t) for t in (between, dy, slope))
+        gradients = *(t.numpy() for t in (direct, through, dD)), *_where(dx, dB, dC)
+        args = *_where(x, B, C), *arrays, *gradients, (groups, size, width), words_for(x.dtype, width, size)
         in_spans(lambda a, b: _backward(a, b, *args), batch * groups, x.numel() * size)
         A32 = A.detach().float()
-        dinitial = dlast.transpose(2, 3) if ctx.has_initial else None  # walked back in place to the first position
+        dinitial = slope.transpose(2, 3) if ctx.has_initial else None
         ddt, dA = torch.addcmul(direct, through, A32), (through * dt32).sum((0, 1))
         return dx, ddt.to(dt.dtype), dA.to(A.dtype), dB, dC, dD.sum(0).to(D.dtype), dinitial, None
 
@@ -102,7 +113,7 @@ def _where(x: Tensor, B: Tensor, C: Tensor) -> tuple:
     return flat(x), x.stride(0), x.stride(1), flat(B), B.stride(0), B.stride(1), flat(C), C.stride(0), C.stride(1)
 
 
-# Matrices are flat: a state is [N, P], a chunk's x, dy, ... are [CHUNK, P], its B and C [CHUNK, N], its scores [t, s].
+# Matrices are flat, in the words of `kernels.products`: a state is [N, P], a chunk's x, dy, ... are [CHUNK, P], its B and C [CHUNK, N], its scores [t, s].
 
 
 @njit(**JIT)
@@ -113,160 +124,235 @@ def _copy(source, at, size, target, to):
 
 
 @njit(**JIT)
-def _scale(source, at, size, factor, target, to):
-    factor = splat(factor)
-    for i in range(0, size, LANES):
-        vstore(target, to + i, vmul(vload(source, at + i), factor))
+def _gather(source, at, step, count, width, rows):
+    """`count` rows, `step` apart, as [CHUNK, width]; zeros past them."""
+    for i in range(count):
+        _copy(source, at + i * step, width, rows, i * width)
+    rows[count * width:] = 0
 
 
 @njit(**JIT)
-def _mask(matrix, reach):
-    for i in range(0, matrix.size, LANES):
-        vstore(matrix, i, vmul(vload(matrix, i), vload(reach, i)))
+def _ask(memory, at, step, rows, size):
+    """Rows that will be read or written soon are asked for: pieces of wider rows, which no hardware foresees."""
+    for i in range(rows):
+        for p in range(0, size, LANES * per(memory)):
+            prefetch(memory, at + i * step + p)
 
 
 @njit(**JIT)
 def _decays(decay, b, h, start, count, reach, from_start):
     """reach[t, s] = the decay from position s to t >= s of the chunk (0 above the diagonal), from_start[t] = from the state before it; padding keeps all."""
-    running = np.float32(1.0)
+    running, one = np.float32(1.0), splat(np.float32(1.0))
     for t in range(CHUNK):
-        keep = decay[b, start + t, h] if t < count else np.float32(1.0)
-        running *= keep
+        running *= decay[b, start + t, h] if t < count else np.float32(1.0)
         from_start[t] = running
-        for s in range(0, CHUNK, LANES):
-            at = t * CHUNK + s
-            vstore(reach, at, vmul(vload(reach, at - CHUNK), splat(keep)) if t else splat(np.float32(0.0)))
-        reach[t * CHUNK + t] = np.float32(1.0)
+    for s in range(0, CHUNK, LANES):
+        row = splat(np.float32(0.0))
+        for t in range(CHUNK):
+            keep = decay[b, start + t, h] if t < count else np.float32(1.0)
+            row = fma(row, splat(keep), within(one, s, t, t + 1, np.float32(0.0)))
+            vstore(reach, t * CHUNK + s, row)
 
 
 @njit(**JIT)
-def _group(B, at_B, B_t, C, at_C, C_t, count, size, keys, queries, keys_turned, scores):
-    """One group's part of a chunk: B and C as float32, zeros past `count`, and scores[t, s] = C_t · B_s."""
-    for i in range(count):
-        _copy(B, at_B + i * B_t, size, keys, i * size)
-        _copy(C, at_C + i * C_t, size, queries, i * size)
-    keys[count * size:] = np.float32(0.0)
-    queries[count * size:] = np.float32(0.0)
-    transpose(keys, 0, size, CHUNK, size, keys_turned, 0, CHUNK)
-    multiply(queries, 0, size, 1, keys_turned, 0, CHUNK, CHUNK, size, CHUNK, scores, 0, CHUNK, 0.0)
+def _dot(a, at, b, size):
+    total = splat(np.float32(0.0))
+    total_2 = total
+    for i in range(0, size, 2 * LANES):
+        total, total_2 = fma(vload(a, at + i), vload(b, i), total), fma(vload(a, at + i + LANES), vload(b, i + LANES), total_2)
+    return vsum(vadd(total, total_2))
 
 
 @njit(**JIT)
-def _forward(begin, end, x, x_b, x_t, B, B_b, B_t, C, C_b, C_t, dt, decay, D, entering, y, last, sizes, keep_states):
+def _forward(begin, end, x, x_b, x_t, B, B_b, B_t, C, C_b, C_t, dt, decay, D, between, y, last, sizes, words):
     groups, size, width = sizes
     length, heads = dt.shape[1:]
-    repeat, chunks, whole = heads // groups, (length + CHUNK - 1) // CHUNK, size * width
-    keys, queries, turned, scaled = scratch(CHUNK * size), scratch(CHUNK * size), scratch(CHUNK * size), scratch(CHUNK * size)
-    scores, weights, reach, from_start = scratch(CHUNK * CHUNK), scratch(CHUNK * CHUNK), scratch(CHUNK * CHUNK), scratch(CHUNK)
-    steps, out = scratch(CHUNK * width), scratch(CHUNK * width)
+    repeat, chunks, whole, word = heads // groups, (length + CHUNK - 1) // CHUNK, size * width, per(words)
+    keys, keys_turned, keys_rows, queries = (scratch_of(words, CHUNK * size), scratch_of(words, CHUNK * size), scratch_of(words, CHUNK * size),
+                                             scratch_of(words, CHUNK * size))
+    scores, weights, reach, from_start = scratch(CHUNK * CHUNK), scratch_of(words, CHUNK * CHUNK), scratch(CHUNK * CHUNK), scratch(CHUNK)
+    inputs, added, state_rows, out, steps = (scratch_of(words, CHUNK * width), scratch_of(words, CHUNK * width), scratch_of(words, whole),
+                                             scratch(CHUNK * width), scratch(CHUNK))
+    unkept = scratch_of(words, whole)
+    to_end = reach[(CHUNK - 1) * CHUNK:]
     for task in range(begin, end):
         b, g = task // groups, task % groups
         for k in range(chunks):
             start, count = k * CHUNK, min(CHUNK, length - k * CHUNK)
-            _group(B, b * B_b + start * B_t + g * size, B_t, C, b * C_b + start * C_t + g * size, C_t, count, size, keys, queries, turned, scores)
-            steps[count * width:] = np.float32(0.0)
+            _gather(B, b * B_b + start * B_t + g * size, B_t, count, size, keys)
+            _gather(C, b * C_b + start * C_t + g * size, C_t, count, size, queries)
+            put_turned(keys, CHUNK, size, keys_rows)
+            transpose(keys, 0, size, CHUNK, size, keys_turned, 0, word * CHUNK)
+            multiply(queries, 0, size, word, keys_turned, 0, word * CHUNK, CHUNK, size, CHUNK, scores, 0, CHUNK, 0.0)
             for h in range(g * repeat, (g + 1) * repeat):
+                at, kept = b * x_b + start * x_t + h * width, ((b * heads + h) * (chunks + 1) + k) * whole
                 state = last[(b * heads + h) * whole:(b * heads + h + 1) * whole]
-                if keep_states:
-                    _copy(state, 0, whole, entering, ((b * heads + h) * chunks + k) * whole)
+                next_h, later = (h + 1, 0) if h + 1 < (g + 1) * repeat else (g * repeat, CHUNK)
+                _ask(x, at + (next_h - h) * width + later * x_t, x_t, CHUNK, width)
+                _ask(y, ((b * length + start + later) * heads + next_h) * width, heads * width, CHUNK, width)
+                _ask(between, kept + (next_h - h) * (chunks + 1) * whole + later // CHUNK * whole, 0, 1, whole)
+                if between.size:
+                    put_both(state, 0, size, width, between, kept, state_rows)
+                else:
+                    put_both(state, 0, size, width, unkept, 0, state_rows)
                 _decays(decay, b, h, start, count, reach, from_start)
-                for i in range(count):
-                    at = b * x_b + (start + i) * x_t + h * width
-                    _scale(x, at, width, dt[b, start + i, h], steps, i * width)
-                    _scale(x, at, width, D[h], out, i * width)
-                _copy(scores, 0, CHUNK * CHUNK, weights, 0)
-                _mask(weights, reach)
-                for t in range(0, CHUNK, ROWS):  # the positions of the chunk,
-                    multiply(weights, t * CHUNK, CHUNK, 1, steps, 0, width, ROWS, t + ROWS, width, out, t * width, width, 1.0)
                 for i in range(CHUNK):
-                    _scale(queries, i * size, size, from_start[i], scaled, i * size)
-                multiply(scaled, 0, size, 1, state, 0, width, CHUNK, size, width, out, 0, width, 1.0)  # and those before it
+                    steps[i] = dt[b, start + i, h] if i < count else np.float32(0.0)
+                for t in range(CHUNK):
+                    for s in range(t * CHUNK, (t + 1) * CHUNK, LANES):
+                        vstore(weights, s, vmul(vmul(vload(scores, s), vload(reach, s)), vload(steps, s - t * CHUNK)))
+                for i in range(0, CHUNK, 2):
+                    for p in range(0, width, LANES):
+                        none = splat(np.float32(0.0))
+                        a = vload(x, at + i * x_t + p) if i < count else none
+                        c = vload(x, at + (i + 1) * x_t + p) if i + 1 < count else none
+                        put_rows(inputs, i * width + word * p, width, a, c)
+                        put_rows(added, i * width + word * p, width, vmul(a, splat(steps[i] * to_end[i])), vmul(c, splat(steps[i + 1] * to_end[i + 1])))
+                multiply(queries, 0, size, word, state_rows, 0, word * width, CHUNK, size, width, out, 0, width, 0.0)  # what came before the chunk,
+                for t in range(0, CHUNK, ROWS):  # and its own positions
+                    multiply(weights, t * CHUNK, CHUNK, word, inputs, 0, word * width, ROWS, t + ROWS, width, out, t * width, width, from_start[t:t + ROWS])
+                skip = splat(D[h])
                 for i in range(count):
-                    _copy(out, i * width, width, y, ((b * length + start + i) * heads + h) * width)
-                for i in range(CHUNK):
-                    _scale(keys, i * size, size, reach[(CHUNK - 1) * CHUNK + i], scaled, i * size)
-                multiply(scaled, 0, 1, size, steps, 0, width, size, CHUNK, width, state, 0, width, from_start[CHUNK - 1])
+                    to = ((b * length + start + i) * heads + h) * width
+                    for p in range(0, width, LANES):
+                        vstore(y, to + p, fma(skip, vload(x, at + i * x_t + p), vload(out, i * width + p)))
+                multiply(keys_rows, 0, word, word * size, added, 0, word * width, size, CHUNK, width, state, 0, width, from_start[CHUNK - 1])
+        if between.size:
+            for h in range(g * repeat, (g + 1) * repeat):
+                _copy(last, (b * heads + h) * whole, whole, between, ((b * heads + h) * (chunks + 1) + chunks) * whole)
 
 
 @njit(**JIT)
-def _dot(a, b):
-    total = np.float32(0.0)
-    for i in range(a.size):
-        total += a[i] * b[i]
-    return total
-
-
-@njit(**JIT)
-def _backward(begin, end, x, x_b, x_t, B, B_b, B_t, C, C_b, C_t, dt, decay, D, y, entering, last, dy, dlast, direct, through, dD, dx, dB, dC, sizes):
+def _backward(begin, end, x, x_b, x_t, B, B_b, B_t, C, C_b, C_t, dt, decay, D, between, dy, dlast, direct, through, dD, dx, dx_b, dx_t, dB, dB_b, dB_t,
+              dC, dC_b, dC_t, sizes, words):
     groups, size, width = sizes
     length, heads = dt.shape[1:]
-    repeat, chunks, whole, none = heads // groups, (length + CHUNK - 1) // CHUNK, size * width, splat(np.float32(0.0))
-    keys, queries, to_keys, to_queries = scratch(CHUNK * size), scratch(CHUNK * size), scratch(CHUNK * size), scratch(CHUNK * size)
-    scores, weights, reach, from_start = scratch(CHUNK * CHUNK), scratch(CHUNK * CHUNK), scratch(CHUNK * CHUNK), scratch(CHUNK)
-    xs, steps, above, into, state_turned = scratch(CHUNK * width), scratch(CHUNK * width), scratch(CHUNK * width), scratch(CHUNK * width), scratch(whole)
-    turned, scaled, dots = scratch(CHUNK * max(size, width)), scratch(CHUNK * max(size, width)), scratch(LANES)
+    repeat, chunks, whole, word, none = heads // groups, (length + CHUNK - 1) // CHUNK, size * width, per(words), splat(np.float32(0.0))
+    keys, keys_turned, keys_rows = scratch_of(words, CHUNK * size), scratch_of(words, CHUNK * size), scratch_of(words, CHUNK * size)
+    queries, queries_rows, to_keys, to_queries = scratch_of(words, CHUNK * size), scratch_of(words, CHUNK * size), scratch(CHUNK * size), scratch(CHUNK * size)
+    scores, reach, from_start, steps = scratch(CHUNK * CHUNK), scratch(CHUNK * CHUNK), scratch(CHUNK), scratch(CHUNK)
+    weights_rows, meets, meetings = scratch_of(words, CHUNK * CHUNK), scratch(CHUNK * CHUNK), scratch(CHUNK * CHUNK)
+    meetings_columns, meetings_rows = scratch_of(words, CHUNK * CHUNK), scratch_of(words, CHUNK * CHUNK)
+    inputs, inputs_turned, added = scratch_of(words, CHUNK * width), scratch_of(words, CHUNK * width), scratch_of(words, CHUNK * width)
+    above, above_rows, early, early_rows = (scratch_of(words, CHUNK * width), scratch_of(words, CHUNK * width), scratch_of(words, CHUNK * width),
+                                            scratch_of(words, CHUNK * width))
+    slope_columns, slope_rows, turned, into = scratch_of(words, whole), scratch_of(words, whole), scratch_of(words, whole), scratch(CHUNK * width)
+    leaving, entering, sums, rows, columns = scratch(CHUNK * size), scratch(CHUNK * size), scratch(4 * CHUNK + LANES), scratch(CHUNK), scratch(CHUNK)
     to_end = reach[(CHUNK - 1) * CHUNK:]
     for task in range(begin, end):
         b, g = task // groups, task % groups
         dD[b, g * repeat:(g + 1) * repeat] = np.float32(0.0)
         for k in range(chunks - 1, -1, -1):
             start, count = k * CHUNK, min(CHUNK, length - k * CHUNK)
-            _group(B, b * B_b + start * B_t + g * size, B_t, C, b * C_b + start * C_t + g * size, C_t, count, size, keys, queries, turned, scores)
+            _gather(B, b * B_b + start * B_t + g * size, B_t, count, size, keys)
+            _gather(C, b * C_b + start * C_t + g * size, C_t, count, size, queries)
+            put_turned(keys, CHUNK, size, keys_rows)
+            put_turned(queries, CHUNK, size, queries_rows)
+            transpose(keys, 0, size, CHUNK, size, keys_turned, 0, word * CHUNK)
+            multiply(queries, 0, size, word, keys_turned, 0, word * CHUNK, CHUNK, size, CHUNK, scores, 0, CHUNK, 0.0)
             to_keys[:] = np.float32(0.0)
             to_queries[:] = np.float32(0.0)
-            steps[count * width:] = np.float32(0.0)
-            above[count * width:] = np.float32(0.0)
+            meetings[:] = np.float32(0.0)
             for h in range(g * repeat, (g + 1) * repeat):
-                at = (b * heads + h) * whole
-                slope, before = dlast[at:at + whole], entering[at * chunks + k * whole:at * chunks + (k + 1) * whole]
-                after = entering[at * chunks + (k + 1) * whole:at * chunks + (k + 2) * whole] if k + 1 < chunks else last[at:at + whole]
-                running = _dot(after, slope)
+                at_x, at_y, at_dx = b * x_b + start * x_t + h * width, ((b * length + start) * heads + h) * width, b * dx_b + start * dx_t + h * width
+                kept = ((b * heads + h) * (chunks + 1) + k) * whole
+                slope = dlast[(b * heads + h) * whole:(b * heads + h + 1) * whole]
+                next_h, later = (h + 1, 0) if h + 1 < (g + 1) * repeat else (g * repeat, min(k, 1) * CHUNK)
+                _ask(x, at_x + (next_h - h) * width - later * x_t, x_t, CHUNK, width)
+                _ask(dy, at_y + (next_h - h - later * heads) * width, heads * width, CHUNK, width)
+                _ask(dx, at_dx + (next_h - h) * width - later * dx_t, dx_t, CHUNK, width)
+                _ask(between, kept + (next_h - h) * (chunks + 1) * whole - later // CHUNK * whole, 0, 1, whole)
+                put_both(slope, 0, size, width, slope_columns, 0, slope_rows)
                 _decays(decay, b, h, start, count, reach, from_start)
-                for i in range(count):
-                    at = b * x_b + (start + i) * x_t + h * width
-                    _copy(x, at, width, xs, i * width)
-                    _scale(x, at, width, dt[b, start + i, h], steps, i * width)
-                    _copy(dy, ((b * length + start + i) * heads + h) * width, width, above, i * width)
-                # gradient of the steps: from later positions of the chunk, and through the state that leaves it
-                _copy(scores, 0, CHUNK * CHUNK, weights, 0)
-                _mask(weights, reach)
-                for s in range(0, CHUNK, ROWS):
-                    multiply(weights, s * CHUNK + s, 1, CHUNK, above, s * width, width, ROWS, CHUNK - s, width, into, s * width, width, 0.0)
+                past = from_start[CHUNK - 1] * _dot(between, kept, slope, whole)  # from the state that enters to the one that leaves
                 for i in range(CHUNK):
-                    _scale(keys, i * size, size, to_end[i], scaled, i * size)
-                multiply(scaled, 0, size, 1, slope, 0, width, CHUNK, size, width, into, 0, width, 1.0)
-                # gradient of keys and queries: through scores, and through the two states
-                transpose(steps, 0, width, CHUNK, width, turned, 0, CHUNK)
-                multiply(above, 0, width, 1, turned, 0, CHUNK, CHUNK, width, CHUNK, weights, 0, CHUNK, 0.0)
-                _mask(weights, reach)
-                for s in range(0, CHUNK, ROWS):
-                    multiply(weights, s * CHUNK + s, 1, CHUNK, queries, s * size, size, ROWS, CHUNK - s, size, to_keys, s * size, size, 1.0)
-                    multiply(weights, s * CHUNK, CHUNK, 1, keys, 0, size, ROWS, s + ROWS, size, to_queries, s * size, size, 1.0)
-                for i in range(CHUNK):
-                    _scale(steps, i * width, width, to_end[i], scaled, i * width)
-                transpose(slope, 0, width, size, width, state_turned, 0, size)
-                multiply(scaled, 0, width, 1, state_turned, 0, size, CHUNK, width, size, to_keys, 0, size, 1.0)
-                for i in range(CHUNK):
-                    _scale(above, i * width, width, from_start[i], scaled, i * width)
-                transpose(before, 0, width, size, width, state_turned, 0, size)
-                multiply(scaled, 0, width, 1, state_turned, 0, size, CHUNK, width, size, to_queries, 0, size, 1.0)
-                # gradient of the state that enters
-                multiply(queries, 0, 1, size, scaled, 0, width, size, CHUNK, width, slope, 0, width, from_start[CHUNK - 1])
-                for i in range(count - 1, -1, -1):
-                    t, at = start + i, ((b * length + start + i) * heads + h) * width
-                    step, skip = splat(dt[b, t, h]), splat(D[h])
-                    inner, passed, out = none, none, none  # sums of dstep·x, dy·x and dy·y
+                    steps[i] = dt[b, start + i, h] if i < count else np.float32(0.0)
+                for t in range(0, CHUNK, 2):
+                    for s in range(0, CHUNK, LANES):
+                        at = t * CHUNK + s
+                        a, c = vmul(vload(scores, at), vload(reach, at)), vmul(vload(scores, at + CHUNK), vload(reach, at + CHUNK))
+                        put_rows(weights_rows, t * CHUNK + word * s, CHUNK, a, c)
+                _gather(x, at_x, x_t, count, width, inputs)
+                transpose(inputs, 0, width, CHUNK, width, inputs_turned, 0, word * CHUNK)
+                for i in range(0, CHUNK, 2):
+                    add, add_2, keep, keep_2 = splat(steps[i] * to_end[i]), splat(steps[i + 1] * to_end[i + 1]), splat(from_start[i]), splat(from_start[i + 1])
                     for p in range(0, width, LANES):
-                        value, rise, slope_x = vload(xs, i * width + p), vload(above, i * width + p), vload(into, i * width + p)
-                        inner, passed, out = fma(slope_x, value, inner), fma(rise, value, passed), fma(rise, vload(y, at + p), out)
-                        vstore(dx, at + p, fma(step, slope_x, vmul(skip, rise)))
-                    vstore(dots, 0, vsum8(inner, passed, out, none, none, none, none, none))
-                    running += dots[2] - D[h] * dots[1] - dt[b, t, h] * dots[0]
-                    if decay[b, t, h] == np.float32(0.0):
-                        running = np.float32(0.0)  # nothing came before
-                    direct[b, t, h], through[b, t, h] = dots[0], running
-                    dD[b, h] += dots[1]
+                        at = i * width + p
+                        a = vload(dy, at_y + i * heads * width + p) if i < count else none
+                        c = vload(dy, at_y + (i + 1) * heads * width + p) if i + 1 < count else none
+                        vstore(above, at, a)
+                        vstore(above, at + width, c)
+                        put_rows(above_rows, i * width + word * p, width, a, c)
+                        a, c = vmul(a, keep), vmul(c, keep_2)
+                        vstore(early, at, a)
+                        vstore(early, at + width, c)
+                        put_rows(early_rows, i * width + word * p, width, a, c)
+                        vstore(added, at, vmul(vload(inputs, at), add))
+                        vstore(added, at + width, vmul(vload(inputs, at + width), add_2))
+                # gradient of the steps: through the state that leaves the chunk, and from its later positions
+                multiply(keys, 0, size, word, slope_rows, 0, word * width, CHUNK, size, width, into, 0, width, 0.0)
+                for s in range(0, CHUNK, ROWS):
+                    multiply(weights_rows, s * CHUNK + word * s, word, word * CHUNK, above_rows, s * width, word * width, ROWS, CHUNK - s, width,
+                             into, s * width, width, to_end[s:s + ROWS])
+                # gradient of scores, summed over heads, and what passes between positions: to each, and from each
+                multiply(above, 0, width, word, inputs_turned, 0, word * CHUNK, CHUNK, width, CHUNK, meets, 0, CHUNK, 0.0)
+                columns[:] = np.float32(0.0)
+                for t in range(CHUNK):
+                    row = none
+                    for s in range(0, CHUNK, LANES):
+                        at = t * CHUNK + s
+                        slope_st = vmul(vmul(vload(meets, at), vload(steps, s)), vload(reach, at))
+                        vstore(meetings, at, vadd(vload(meetings, at), slope_st))
+                        passing = vmul(slope_st, vload(scores, at))
+                        vstore(columns, s, vadd(vload(columns, s), passing))
+                        row = vadd(row, passing)
+                    rows[t] = vsum(row)
+                # gradient of keys and queries through the states, and of the state that enters
+                transpose(slope_columns, 0, width, size, width, turned, 0, word * size)
+                multiply(added, 0, width, word, turned, 0, word * size, CHUNK, width, size, leaving, 0, size, 0.0)
+                _copy(between, kept, whole, slope_columns, 0)
+                transpose(slope_columns, 0, width, size, width, turned, 0, word * size)
+                multiply(early, 0, width, word, turned, 0, word * size, CHUNK, width, size, entering, 0, size, 0.0)
+                multiply(queries_rows, 0, word, word * size, early_rows, 0, word * width, size, CHUNK, width, slope, 0, width, from_start[CHUNK - 1])
+                skip = splat(D[h])
+                for i in range(0, CHUNK, 2):  # of each position: dstep·x, dy·x, what passes to the state that leaves, and from the one that entered
+                    to = at_dx + i * dx_t
+                    inner, passed, inner_2, passed_2, step, step_2 = none, none, none, none, splat(steps[i]), splat(steps[i + 1])
+                    for p in range(i * width, (i + 1) * width, LANES):
+                        q = p + width
+                        value, rise, slope_x = vload(inputs, p), vload(above, p), vload(into, p)
+                        value_2, rise_2, slope_x2 = vload(inputs, q), vload(above, q), vload(into, q)
+                        inner, passed = fma(slope_x, value, inner), fma(rise, value, passed)
+                        inner_2, passed_2 = fma(slope_x2, value_2, inner_2), fma(rise_2, value_2, passed_2)
+                        if i < count:
+                            vstore(dx, to + p - i * width, fma(step, slope_x, vmul(skip, rise)))
+                        if i + 1 < count:
+                            vstore(dx, to + dx_t + p - i * width, fma(step_2, slope_x2, vmul(skip, rise_2)))
+                    left, left_2, read, read_2 = none, none, none, none
+                    for n in range(i * size, (i + 1) * size, LANES):
+                        m = n + size
+                        vstore(to_keys, n, vadd(vload(to_keys, n), vload(leaving, n)))
+                        vstore(to_keys, m, vadd(vload(to_keys, m), vload(leaving, m)))
+                        vstore(to_queries, n, vadd(vload(to_queries, n), vload(entering, n)))
+                        vstore(to_queries, m, vadd(vload(to_queries, m), vload(entering, m)))
+                        left, left_2 = fma(vload(leaving, n), vload(keys, n), left), fma(vload(leaving, m), vload(keys, m), left_2)
+                        read, read_2 = fma(vload(entering, n), vload(queries, n), read), fma(vload(entering, m), vload(queries, m), read_2)
+                    vstore(sums, 4 * i, vsum8(inner, passed, left, read, inner_2, passed_2, left_2, read_2))
+                for i in range(count):
+                    through[b, start + i, h] = past
+                    past += sums[4 * i + 2]
+                came, inside = np.float32(0.0), np.float32(0.0)
+                for i in range(count - 1, -1, -1):
+                    t = start + i
+                    came += sums[4 * i + 3]
+                    inside = inside + rows[i] - columns[i] if decay[b, t, h] > np.float32(0.0) else np.float32(0.0)  # nothing came before
+                    direct[b, t, h], through[b, t, h] = sums[4 * i], through[b, t, h] + came + inside
+                    dD[b, h] += sums[4 * i + 1]
+            put_both(meetings, 0, CHUNK, CHUNK, meetings_columns, 0, meetings_rows)
+            for s in range(0, CHUNK, ROWS):
+                multiply(meetings_rows, s * CHUNK + word * s, word, word * CHUNK, queries_rows, s * size, word * size, ROWS, CHUNK - s, size,
+                         to_keys, s * size, size, 1.0)
+                multiply(meetings_columns, s * CHUNK, CHUNK, word, keys_rows, 0, word * size, ROWS, s + ROWS, size, to_queries, s * size, size, 1.0)
             for i in range(count):
-                at = ((b * length + start + i) * groups + g) * size
-                _copy(to_keys, i * size, size, dB, at)
-                _copy(to_queries, i * size, size, dC, at)
+                _copy(to_keys, i * size, size, dB, b * dB_b + (start + i) * dB_t + g * size)
+                _copy(to_queries, i * size, size, dC, b * dC_b + (start + i) * dC_t + g * size)
