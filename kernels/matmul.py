@@ -165,10 +165,10 @@ def _outer(first, last, left, outputs, right, inputs, starts, out, add):
                 for q in range(first, last, SIDE):
                     width = min(SIDE * PANEL, min(last * PANEL, outputs) - q * PANEL)
                     pack_down(left, start * outputs + q * PANEL, outputs, rows, width, turned)
-                    if q + SIDE < last:
-                        ahead, at_ahead, row_ahead, each, reach = left, start * outputs + (q + SIDE) * PANEL, outputs, rows // (SIDE * PANEL), SIDE * PANEL
-                    else:
-                        ahead, at_ahead, row_ahead, each, reach = right, (start + rows) * inputs, inputs, rows // (SIDE * PANEL), inputs
+                    ahead, at_ahead, reach = left, start * outputs + (q + SIDE) * PANEL, SIDE * PANEL
+                    if q + SIDE >= last:
+                        ahead, at_ahead, reach = right, (start + rows) * inputs, inputs
+                    line, each = outputs if q + SIDE < last else inputs, rows // (SIDE * PANEL)
                     for c in range(0, width, PANEL):
-                        _tiles(turned, c * words, 1, PANEL, min(PANEL, width - c), packed, words, begin, end, inputs, out, base + q * PANEL + c, edge, continued,
-                               ahead, at_ahead + c * each * row_ahead, row_ahead, each, reach)
+                        _tiles(turned, c * words, 1, PANEL, min(PANEL, width - c), packed, words, begin, end, inputs,
+                               out, base + q * PANEL + c, edge, continued, ahead, at_ahead + c * each * line, line, each, reach)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kernels.expert_products import reads_masters
 from kernels.expert_rows import choose
 from kernels.experts import experts, relu_squared
+from kernels.routing import scores
 from model.config import HybridConfig
 from model.linear import Linear, weight_in
 
@@ -36,7 +37,7 @@ class MLP(nn.Module):
 
 
 class Router(nn.Module):
-    """Scores every expert for every token. `gemm` is float32 by policy: no recipe may lower it without saying so."""
+    """Scores every expert for every token, in float32: no recipe may lower it without saying so."""
 
     def __init__(self, config: HybridConfig) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class Router(nn.Module):
 
     def forward(self, x_SD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores [S,E] float32, chosen experts [S,K], their weights [S,K] float32."""
-        scores_SE = torch.sigmoid(self.gemm(x_SD.float(), self.weight.float()))
+        scores_SE = scores(x_SD, self.weight) if self.gemm is F.linear else torch.sigmoid(self.gemm(x_SD.float(), self.weight.float()))
         index_SK = choose(scores_SE.detach() + self.e_score_correction_bias, self.config.num_experts_per_tok)
         weight_SK = scores_SE.gather(1, index_SK)
         if self.config.norm_topk_prob:

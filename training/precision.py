@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from kernels import mxfp8_fast, nvfp4_fast
 from kernels.nvfp4 import gemm_alpha
+from model.moe import Router
 
 RECIPES = ("nvfp4", "bf16", "fp32")
 BF16_TAIL = 0.15  # of the layers, at the end: Nemotron 3
@@ -91,7 +92,7 @@ class PrecisionPolicy:
     def apply(self, lm: nn.Module) -> "PrecisionPolicy":
         """Sets `gemm` on every module that has one, and the model's compute dtype: bfloat16, or float32 for the fp32 recipe."""
         for name, module, precision, _ in self._decide(lm):
-            module.gemm = self._gemm(precision, name)
+            module.gemm = F.linear if precision == self._unasked(module) else self._gemm(precision, name)
         if hasattr(lm, "compute_dtype"):
             lm.compute_dtype = torch.float32 if self.recipe == "fp32" else torch.bfloat16
             lm.while_recomputing = self._uncounted
@@ -133,9 +134,11 @@ class PrecisionPolicy:
             decided.append((name, module, *_fit(rule, module)))
         return decided
 
+    def _unasked(self, module: nn.Module) -> str:
+        """What a module computes in anyway: its kernels know that product and fuse what surrounds it."""
+        return "fp32" if self.recipe == "fp32" or isinstance(module, Router) else "bf16"
+
     def _gemm(self, precision: str, name: str):
-        if precision == ("fp32" if self.recipe == "fp32" else "bf16"):
-            return F.linear  # what the model computes in anyway: its kernels know this product and fuse what surrounds it
         if precision != "nvfp4":
             return GEMMS[precision]
         gemm = NVFP4Gemm(self, name)
