@@ -84,10 +84,10 @@ def normalisers(logits_AV: torch.Tensor) -> torch.Tensor:
     return torch.logsumexp(logits_AV.expand(2, -1), -1)[:1] if len(logits_AV) == 1 else torch.logsumexp(logits_AV, -1)
 
 
-def most_likely(logits_TV: torch.Tensor, count: int) -> list[list[tuple[int, float]]]:
+def most_likely(logits_TV: torch.Tensor, count: int, normaliser_T: torch.Tensor | None = None) -> list[list[tuple[int, float]]]:
     """For each row the `count` tokens of largest log softmax(logits), largest first, with it."""
     values_TK, tokens_TK = logits_TV.topk(min(count, logits_TV.shape[-1]), dim=-1)
-    values_TK = values_TK - normalisers(logits_TV)[:, None]
+    values_TK = values_TK - (normalisers(logits_TV) if normaliser_T is None else normaliser_T)[:, None]
     return [list(zip(tokens, values)) for tokens, values in zip(tokens_TK.tolist(), values_TK.tolist())]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.engine import sampling
 
-LOGIT_BYTES = 64 << 20  # at a time
+LOGIT_BYTES = 16 << 20  # at a time; with 64 MB the sums over them take three times as long, for the system hands out new pages each time
 
 
 @dataclass(eq=False)
@@ -36,6 +36,7 @@ class PromptScores:
         for begin in range(0, len(states_TD), rows):
             logits_TV = lm.logits(states_TD[begin:begin + rows])
             here = slice(first + begin + 1, first + begin + 1 + len(logits_TV))
-            self.logprobs[here] = sampling.logprobs(logits_TV, torch.tensor(self.ids[here])).tolist()
+            normaliser_T = sampling.normalisers(logits_TV)
+            self.logprobs[here] = sampling.logprobs(logits_TV, torch.tensor(self.ids[here]), normaliser_T).tolist()
             if self.most_likely:
-                self.top_logprobs[here] = sampling.most_likely(logits_TV, self.most_likely)
+                self.top_logprobs[here] = sampling.most_likely(logits_TV, self.most_likely, normaliser_T)

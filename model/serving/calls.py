@@ -30,13 +30,13 @@ _NAME, _KEY = r"[^<>\n]{1,64}", r"[^<>\n]{1,256}"
 _OPEN_VALUE, _END_VALUE, _END_CALL = "<parameter=", "</parameter>", rf"</function>\s*{END_CALL}"
 _END_CALL_HELD = rf"</function>\s*{_begun(END_CALL)}|{_begun('</function>')}"
 
-_CALL_HELD = re.compile(rf"\s*{_begun(CALL)}$")
+_CALL_HELD = re.compile(rf"\s*{_begun(CALL)}\Z")
 _HEAD = re.compile(rf"\s*<function=({_NAME})>")
 _HEAD_HELD = re.compile(rf"\s*(?:{_begun('<function=')}|<function={_NAME})")
 _BETWEEN = re.compile(rf"{_OPEN_VALUE}({_KEY})>(?:\n|(?=[^\n]))|{_END_CALL}")
-_BETWEEN_HELD = re.compile(rf"(?:{_OPEN_VALUE}{_KEY}>?|{_begun(_OPEN_VALUE)}|{_END_CALL_HELD})$")
+_BETWEEN_HELD = re.compile(rf"(?:{_OPEN_VALUE}{_KEY}>?|{_begun(_OPEN_VALUE)}|{_END_CALL_HELD})\Z")
 _VALUE = re.compile(rf"\n?(?:{_END_VALUE}(?=\s*(?:{_OPEN_VALUE}|{_END_CALL}))|(?={_END_CALL}))")
-_VALUE_HELD = re.compile(rf"\n?(?:{_END_VALUE}\s*(?:{_begun(_OPEN_VALUE)}|{_END_CALL_HELD})|{_begun(_END_VALUE)}|{_END_CALL_HELD})$")
+_VALUE_HELD = re.compile(rf"\n?(?:{_END_VALUE}\s*(?:{_begun(_OPEN_VALUE)}|{_END_CALL_HELD})|{_begun(_END_VALUE)}|{_END_CALL_HELD})\Z")
 
 
 class CallReader:

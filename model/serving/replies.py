@@ -32,8 +32,9 @@ class Choice:
 class Reply:
     """One request's answer, a chat's or a completion's, fed delta by delta.
 
-    reader: makes what takes a chat's text apart. names: of the tokens, if log-probabilities are shown. echoed: the prompt's text of each choice, which it
-    begins with; with log-probabilities, with the prompt's. silent: nothing but that was asked for (OpenAI's max_tokens 0), so what was written is dropped."""
+    reader: makes what takes a chat's text apart. names: of the tokens, if log-probabilities are shown. echoed: for each choice its prompt's text, which it
+    begins with (and the prompt's log-probabilities, if any are shown). silent: nothing but that was asked for (OpenAI's max_tokens 0): what is written is
+    dropped, for the engine always writes a token."""
 
     def __init__(self, *, model: str, samples: int, names: TokenNames | None = None, reader: Callable[[], AnswerReader] | None = None,
                  echoed: Sequence[str] = (), silent: bool = False) -> None:
