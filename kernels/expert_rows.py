@@ -70,7 +70,8 @@ def gather(rows_SL: Tensor, place_TK: Tensor, weight_TK: Tensor) -> Tensor:
 def gather_slope(rows_SL: Tensor, place_TK: Tensor, weight_TK: Tensor, dy_TL: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of `gather`: of the rows, weight_tk dy_t (zero where no token gathers), and of the weights, <rows[place_tk], dy_t>."""
     tokens, width = place_TK.shape[0], rows_SL.shape[1]
-    drows_SL, dweight_TK = torch.zeros_like(rows_SL), torch.empty(place_TK.shape)
+    drows_SL = (torch.empty_like if len(rows_SL) == place_TK.numel() else torch.zeros_like)(rows_SL)  # no rows to spare: every one is written
+    dweight_TK = torch.empty(place_TK.shape)
     args = flat(rows_SL), place_TK.numpy(), weight_TK.numpy(), flat(dy_TL), flat(drows_SL), dweight_TK.numpy(), width
     over_tiles(lambda a, b: _gather_slope(a * TOKENS, min(b * TOKENS, tokens), *args), -(-tokens // TOKENS), rows_SL.numel())
     return drows_SL, dweight_TK

@@ -108,6 +108,16 @@ def _panels(first, last, x, depth, starts, w, turned, columns, y):
 
 
 @njit(**JIT)
+def _tile(count, left, at, row, step, packed, here, words, out, place, columns, continued):
+    if count == ROWS:
+        tile_8(left, at, row, step, packed, here, words, out, place, columns, continued)
+    elif count == 4:
+        tile_4(left, at, row, step, packed, here, words, out, place, columns, continued)
+    else:
+        tile_1(left, at, row, step, packed, here, words, out, place, columns, continued)
+
+
+@njit(**JIT)
 def _tiles(left, at, row, step, rows, packed, words, begin, end, columns, out, top, edge, continued, ahead, at_ahead, row_ahead, each, reach):
     """out[top:top + rows, panels begin to end] (+)= left times the packed panels.
 
@@ -125,19 +135,9 @@ def _tiles(left, at, row, step, rows, packed, words, begin, end, columns, out, t
                     for k in range(0, reach, line):
                         ask(ahead, at_ahead + (r * each + i) * row_ahead + k)
             if (p + 1) * PANEL <= columns:
-                if count == ROWS:
-                    tile_8(left, at + r * row, row, step, packed, here, words, out, place, columns, continued)
-                elif count == 4:
-                    tile_4(left, at + r * row, row, step, packed, here, words, out, place, columns, continued)
-                else:
-                    tile_1(left, at + r * row, row, step, packed, here, words, out, place, columns, continued)
+                _tile(count, left, at + r * row, row, step, packed, here, words, out, place, columns, continued)
                 continue
-            if count == ROWS:
-                tile_8(left, at + r * row, row, step, packed, here, words, edge, 0, PANEL, False)
-            elif count == 4:
-                tile_4(left, at + r * row, row, step, packed, here, words, edge, 0, PANEL, False)
-            else:
-                tile_1(left, at + r * row, row, step, packed, here, words, edge, 0, PANEL, False)
+            _tile(count, left, at + r * row, row, step, packed, here, words, edge, 0, PANEL, False)
             for i in range(count):
                 for c in range(columns - p * PANEL):
                     earlier = load(out, place + i * columns + c) if continued else np.float32(0.0)
