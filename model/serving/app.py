@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -83,8 +83,11 @@ def create_app(engine: Engine, name: str = "gristmill", *, limits: Limits | None
         return Response(metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/version")
-    async def version_here() -> dict[str, str]:
-        return {"version": version("gristmill")}
+    async def own_version() -> dict[str, str]:
+        try:
+            return {"version": version("gristmill")}
+        except PackageNotFoundError:  # run from a checkout
+            return {"version": "unknown"}
 
     def unknown(model: str | None) -> Response | None:
         """The refusal of a model that is not the one there is."""
