@@ -12,6 +12,7 @@ Shapes: T tokens, K inputs, N outputs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import accumulate
 
 import numpy as np
@@ -52,7 +53,7 @@ def outer(dy_TN: Tensor, x_TK: Tensor, loads: list[int] | None = None, out: Tens
     (tokens, outputs), inputs = dy_TN.shape, x_TK.shape[1]
     total = torch.empty(*([] if loads is None else [len(loads)]), outputs, inputs) if out is None else out
     args = flat(dy_TN), outputs, flat(x_TK), inputs, _starts(loads, tokens), flat(total), out is not None
-    over_tiles(lambda a, b: _outer(a, b, *args), -(-outputs // PANEL), tokens * (outputs + inputs))
+    _shared(_outer, args, -(-outputs // PANEL), len(total) if loads else 1, tokens * (outputs + inputs))
     return total
 
 
@@ -66,8 +67,16 @@ def _product(x: Tensor, w: Tensor, turned: bool, loads: list[int] | None, out: T
     deep = depth > DEPTH
     y = torch.empty(tokens, columns, dtype=torch.float32 if deep else torch.bfloat16) if out is None or deep else out
     args = flat(x).view(np.uint32), depth, _starts(loads, tokens), flat(w), turned, columns, flat(y)
-    over_tiles(lambda a, b: _panels(a, b, *args), -(-columns // PANEL), tokens * (2 * depth + columns))
+    _shared(_panels, args, -(-columns // PANEL), len(loads) if loads else 1, tokens * (2 * depth + columns))
     return y if not deep else y.to(torch.bfloat16) if out is None else out.copy_(y)
+
+
+def _shared(run: Callable, args: tuple, panels: int, groups: int, elements: int) -> None:
+    """One span of the panels a thread; of the groups where there are many, whose rows and weights then pass through one thread's cache only."""
+    if groups >= 4 * torch.get_num_threads():
+        over_tiles(lambda a, b: run(0, panels, a, b, *args), groups, elements)
+    else:
+        over_tiles(lambda a, b: run(a, b, 0, groups, *args), panels, elements)
 
 
 @njit(**JIT)
@@ -78,12 +87,12 @@ def _even(count, most):
 
 
 @njit(**JIT)
-def _panels(first, last, x, depth, starts, w, turned, columns, y):
-    """Panels first to last of the columns of x w, or x wᵀ."""
+def _panels(first, last, group_first, group_last, x, depth, starts, w, turned, columns, y):
+    """Panels first to last of the columns of x w, or x wᵀ, of some of the groups."""
     stage = _even(depth, DEPTH)
     at_once = _even(last - first, max(1, BLOCK // (stage * PANEL)))
     packed, edge = np.empty((at_once * stage + WIDTH) * PANEL, np.uint32), np.empty(ROWS * PANEL, np.float32)
-    for group in range(len(starts) - 1):
+    for group in range(group_first, group_last):
         weight, top, rows = group * 2 * depth * columns, starts[group], starts[group + 1] - starts[group]
         if rows == 0:
             continue
@@ -99,7 +108,7 @@ def _panels(first, last, x, depth, starts, w, turned, columns, y):
                     source = weight + 2 * start * columns + begin * PANEL
                     pack_down(w, source, columns, 2 * words, min(end * PANEL, columns) - begin * PANEL, packed)
                 here, continued = top * depth + start, start > 0
-                if group + 2 < len(starts):  # a few rows and another weight soon
+                if group + 1 < group_last:  # a few rows and another weight soon
                     line, each = (2 * depth, columns) if turned else (columns, 2 * depth)
                     _tiles(x, here, depth, 1, rows, packed, words, begin, end, columns, y, top, edge, continued,
                            w, weight + 2 * depth * columns, line, (each + rows - 1) // rows, line)
@@ -146,13 +155,13 @@ def _tiles(left, at, row, step, rows, packed, words, begin, end, columns, out, t
 
 
 @njit(**JIT)
-def _outer(first, last, left, outputs, right, inputs, starts, out, add):
-    """Rows of the panels first to last of leftᵀ right."""
+def _outer(first, last, group_first, group_last, left, outputs, right, inputs, starts, out, add):
+    """Rows of the panels first to last of leftᵀ right, of some of the groups."""
     panels = (inputs + PANEL - 1) // PANEL
     at_once = _even(panels, max(1, BLOCK // (CHUNK * PANEL)))
     packed, turned = np.empty(at_once * CHUNK * PANEL, np.uint32), np.empty(SIDE * CHUNK * PANEL, np.uint32)
     edge = np.empty(ROWS * PANEL, np.float32)
-    for group in range(len(starts) - 1):
+    for group in range(group_first, group_last):
         base = group * outputs
         if starts[group] == starts[group + 1] and not add:
             out[(base + first * PANEL) * inputs:(base + min(last * PANEL, outputs)) * inputs] = np.float32(0.0)
