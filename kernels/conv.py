@@ -57,9 +57,9 @@ def causal_conv(x_BLC: Tensor, weight_CW: Tensor, bias_C: Tensor, *, seq_idx_BL:
         return causal_conv_reference(x_BLC, weight_CW, bias_C, seq_idx_BL=seq_idx_BL, state_BWC=state_BWC)
     length = x_BLC.shape[1]
     if state_BWC is None:
-        return _Conv.apply(x_BLC, weight_CW, bias_C, _reach(x_BLC, seq_idx_BL, 0))
+        return _Conv.apply(x_BLC, weight_CW, bias_C, reach_of(x_BLC, seq_idx_BL, 0))
     window = torch.cat([state_BWC.to(x_BLC.dtype), x_BLC], 1)
-    return _Conv.apply(window, weight_CW, bias_C, _reach(window, seq_idx_BL, TAPS - 1))[:, -length:]
+    return _Conv.apply(window, weight_CW, bias_C, reach_of(window, seq_idx_BL, TAPS - 1))[:, -length:]
 
 
 def causal_conv_step(x_BC: Tensor, weight_CW: Tensor, bias_C: Tensor, state_SWC: Tensor, rows_B: Tensor, active_B: Tensor | None = None) -> Tensor:
@@ -85,7 +85,7 @@ def causal_conv_step(x_BC: Tensor, weight_CW: Tensor, bias_C: Tensor, state_SWC:
     return y
 
 
-def _reach(x_BLC: Tensor, seq_idx_BL: Tensor | None, carried: int) -> np.ndarray:
+def reach_of(x_BLC: Tensor, seq_idx_BL: Tensor | None, carried: int) -> np.ndarray:
     """How many earlier positions each position may read, 0..W-1: fewer at the start of a row and of a document."""
     batch, length, _ = x_BLC.shape
     position = torch.arange(length)
@@ -100,28 +100,42 @@ def _reach(x_BLC: Tensor, seq_idx_BL: Tensor | None, carried: int) -> np.ndarray
 class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, reach):
-        batch, length, channels = x.shape
-        taps = weight.detach().float().t().contiguous()
-        bias32 = bias.detach().float().contiguous()
-        y = torch.empty(batch, length, channels, dtype=x.dtype)
-        args = flat(x), x.stride(0), x.stride(1), flat(taps), bias32.numpy(), reach, flat(y), length, channels
-        over_tiles(lambda a, b: _forward(a, b, *args), batch * tiles(length), x.numel() * 4)
-        ctx.save_for_backward(x, weight, taps, bias32)
-        ctx.reach, ctx.bias_dtype = reach, bias.dtype
+        y = convolve(x, weight, bias, reach)
+        ctx.save_for_backward(x, weight, bias)
+        ctx.reach = reach
         return y
 
     @staticmethod
     def backward(ctx, dy):
-        x, weight, taps, bias32 = ctx.saved_tensors
-        batch, length, channels = x.shape
-        dy = dy if dy.is_contiguous() else dy.contiguous()
-        dx = torch.empty(batch, length, channels, dtype=x.dtype)
-        count = batch * tiles(length)
-        sums = torch.empty(count, TAPS + 1, channels)
-        args = flat(x), x.stride(0), x.stride(1), flat(taps), bias32.numpy(), ctx.reach, flat(dy), flat(dx), sums.view(count, -1).numpy(), length, channels
-        over_tiles(lambda a, b: _backward(a, b, *args), count, x.numel() * 8)
-        total = sums.sum(0)
-        return dx, total[:TAPS].t().to(weight.dtype), total[TAPS].to(ctx.bias_dtype), None
+        x, weight, bias = ctx.saved_tensors
+        dx = torch.empty(x.shape, dtype=x.dtype)
+        return dx, *convolve_backward(dy.contiguous(), x, weight, bias, ctx.reach, dx), None
+
+
+def _taps(weight: Tensor, bias: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [W,C] and the bias in float32."""
+    return flat(weight.detach().float().t().contiguous()), bias.detach().float().contiguous().numpy()
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor, reach: np.ndarray) -> Tensor:
+    """`causal_conv`, compiled, outside autograd; `reach` is `reach_of` x."""
+    batch, length, channels = x.shape
+    y = torch.empty(batch, length, channels, dtype=x.dtype)
+    args = flat(x), x.stride(0), x.stride(1), *_taps(weight, bias), reach, flat(y), length, channels
+    over_tiles(lambda a, b: _forward(a, b, *args), batch * tiles(length), x.numel() * 4)
+    return y
+
+
+def convolve_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, reach: np.ndarray, dx: Tensor) -> tuple[Tensor, Tensor]:
+    """Fills dx, which may be a slice of a wider tensor as x may, and returns the gradients of weight and bias. dy is contiguous."""
+    batch, length, channels = x.shape
+    count = batch * tiles(length)
+    sums = torch.empty(count, TAPS + 1, channels)
+    args = (flat(x), x.stride(0), x.stride(1), *_taps(weight, bias), reach, flat(dy), flat(dx), dx.stride(0), dx.stride(1), sums.view(count, -1).numpy(),
+            length, channels)
+    over_tiles(lambda a, b: _backward(a, b, *args), count, x.numel() * 8)
+    total = sums.sum(0)
+    return total[:TAPS].t().to(weight.dtype), total[TAPS].to(bias.dtype)
 
 
 # Loops walk one position's channels, 16 at a time: memory is read and written in its own order, and what a position needs of the three
@@ -174,7 +188,7 @@ def _forward(first, last, x, x_batch, x_row, taps, bias, reach, y, length, chann
 
 
 @njit(**JIT)
-def _backward(first, last, x, x_batch, x_row, taps, bias, reach, dy, dx, sums, length, channels):
+def _backward(first, last, x, x_batch, x_row, taps, bias, reach, dy, dx, dx_batch, dx_row, sums, length, channels):
     """A position's slope (the gradient of its sum before SiLU) goes to the weights, and to dx of its window.
 
     A tile also reads the three positions after it, for what they give its own dx.
@@ -189,26 +203,27 @@ def _backward(first, last, x, x_batch, x_row, taps, bias, reach, dy, dx, sums, l
         total[:] = np.float32(0.0)
         for t in range(start, reading):
             begins, within = _window(b * x_batch + t * x_row, x_row, np.int64(reach[b, t]))
-            row = (b * length + t) * channels
-            _backward_position(x, x_row, begins, within, taps, bias, dy, dx, row, waiting, total, t < stop, t - start >= TAPS - 1, channels)
+            at_dy, at_dx = (b * length + t) * channels, b * dx_batch + (t - TAPS + 1) * dx_row
+            _backward_position(x, x_row, begins, within, taps, bias, dy, at_dy, dx, at_dx, dx_row, waiting, total, t < stop, t - start >= TAPS - 1, channels)
         for back in range(1, TAPS):
             if start <= reading - back < stop:
-                row = (b * length + reading - back) * channels
+                at_dx = b * dx_batch + (reading - back) * dx_row
                 for c in range(0, channels, LANES):
-                    vstore(dx, row + c, vload(waiting, (back - 1) * channels + c))
+                    vstore(dx, at_dx + c, vload(waiting, (back - 1) * channels + c))
 
 
 @njit(**JIT)
-def _backward_position(x, x_row, begins, within, taps, bias, dy, dx, row, waiting, total, inside, complete, channels):
-    """`inside`: this position within for the weights. `complete`: the one three before it is of this tile, and its dx is complete now."""
+def _backward_position(x, x_row, begins, within, taps, bias, dy, at_dy, dx, at_dx, dx_row, waiting, total, inside, complete, channels):
+    """`inside`: this position counts for the weights. `complete`: the one three before it is of this tile, and its dx, at `at_dx`, is complete now."""
     one = splat(np.float32(1.0))
     for c in range(0, channels, LANES):
         window, w = _read(x, begins, within, c), _weights(taps, within, channels, c)
         before = _dot(window, w, vload(bias, c))
         prefetch(x, begins[0] + AHEAD * x_row + c)
-        prefetch(dy, row + AHEAD * channels + c)
+        prefetch(dy, at_dy + AHEAD * channels + c)
+        prefetch(dx, at_dx + (TAPS - 1 + AHEAD) * dx_row + c)
         s = vsigmoid(before)
-        slope = vmul(vmul(vload(dy, row + c), s), fma(before, vsub(one, s), one))
+        slope = vmul(vmul(vload(dy, at_dy + c), s), fma(before, vsub(one, s), one))
         if inside:
             _add_product(total, 3 * channels + c, slope, window[0])
             _add_product(total, 2 * channels + c, slope, window[1])
@@ -216,7 +231,7 @@ def _backward_position(x, x_row, begins, within, taps, bias, dy, dx, row, waitin
             _add_product(total, c, slope, window[3])
             vstore(total, 4 * channels + c, vadd(vload(total, 4 * channels + c), slope))
         if complete:
-            vstore(dx, row - 3 * channels + c, fma(slope, w[3], vload(waiting, 2 * channels + c)))
+            vstore(dx, at_dx + c, fma(slope, w[3], vload(waiting, 2 * channels + c)))
         vstore(waiting, 2 * channels + c, fma(slope, w[2], vload(waiting, channels + c)))
         vstore(waiting, channels + c, fma(slope, w[1], vload(waiting, c)))
         vstore(waiting, c, vmul(slope, w[0]))

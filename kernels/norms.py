@@ -89,27 +89,35 @@ class _RMSNorm(torch.autograd.Function):
 class _GatedRMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, y, z, weight, eps, groups):
-        batch, length, width = z.shape
         y = y.contiguous()
-        out = torch.empty(batch, length, width, dtype=z.dtype)
-        cast = weight.detach().to(z.dtype).float()
-        args = flat(y), flat(z), z.stride(0), z.stride(1), cast.numpy(), np.float32(eps), groups, flat(out), batch * length, length, width
-        over_tiles(lambda a, b: _gated_forward(a, b, *args), tiles(batch * length), z.numel() * 4)
-        ctx.save_for_backward(y, z, weight, cast)
+        ctx.save_for_backward(y, z, weight)
         ctx.eps, ctx.groups = eps, groups
-        return out
+        return gate(y, z, weight, eps, groups)
 
     @staticmethod
     def backward(ctx, dout):
-        y, z, weight, cast = ctx.saved_tensors
-        batch, length, width = z.shape
-        dout = dout.contiguous()
-        dy, dz = torch.empty_like(y), torch.empty(batch, length, width, dtype=z.dtype)
-        sums = torch.empty(tiles(batch * length), width)
-        args = (flat(y), flat(z), z.stride(0), z.stride(1), cast.numpy(), np.float32(ctx.eps), ctx.groups, flat(dout), flat(dy), flat(dz),
-                sums.numpy(), batch * length, length, width)
-        over_tiles(lambda a, b: _gated_backward(a, b, *args), tiles(batch * length), z.numel() * 8)
-        return dy, dz, sums.sum(0).to(weight.dtype), None, None
+        y, z, weight = ctx.saved_tensors
+        dy, dz = torch.empty_like(y), torch.empty(z.shape, dtype=z.dtype)
+        return dy, dz, gate_backward(dout.contiguous(), y, z, weight, ctx.eps, ctx.groups, dy, dz), None, None
+
+
+def gate(y: Tensor, z: Tensor, weight: Tensor, eps: float, groups: int) -> Tensor:
+    """`gated_rms_norm`, compiled, outside autograd."""
+    batch, length, width = z.shape
+    out = torch.empty(batch, length, width, dtype=z.dtype)
+    args = flat(y), flat(z), z.stride(0), z.stride(1), flat(weight.to(z.dtype).float()), np.float32(eps), groups, flat(out), batch * length, length, width
+    over_tiles(lambda a, b: _gated_forward(a, b, *args), tiles(batch * length), z.numel() * 4)
+    return out
+
+
+def gate_backward(dout: Tensor, y: Tensor, z: Tensor, weight: Tensor, eps: float, groups: int, dy: Tensor, dz: Tensor) -> Tensor:
+    """Fills dy, contiguous, and dz, which may be a slice as z may; returns the weight's gradient. dout is contiguous."""
+    batch, length, width = z.shape
+    sums = torch.empty(tiles(batch * length), width)
+    args = (flat(y), flat(z), z.stride(0), z.stride(1), flat(weight.to(z.dtype).float()), np.float32(eps), groups, flat(dout), flat(dy), flat(dz),
+            dz.stride(0), dz.stride(1), sums.numpy(), batch * length, length, width)
+    over_tiles(lambda a, b: _gated_backward(a, b, *args), tiles(batch * length), z.numel() * 8)
+    return sums.sum(0).to(weight.dtype)
 
 
 # Rows are sliced before the inner loops: an index that is plainly a loop's own counter needs no test for negative indices, and such a test
@@ -185,7 +193,7 @@ def _gated_forward(first, last, y, z, z_batch, z_row, weight, eps, groups, out, 
 
 
 @njit(**JIT)
-def _gated_backward(first, last, y, z, z_batch, z_row, weight, eps, groups, dout, dy, dz, sums, rows, length, width):
+def _gated_backward(first, last, y, z, z_batch, z_row, weight, eps, groups, dout, dy, dz, dz_batch, dz_row, sums, rows, length, width):
     size = width // groups
     one = splat(np.float32(1.0))
     sigmoids, gated = scratch(size), scratch(size)
@@ -195,6 +203,7 @@ def _gated_backward(first, last, y, z, z_batch, z_row, weight, eps, groups, dout
         for row in range(tile * ROWS, min((tile + 1) * ROWS, rows)):
             for offset in range(0, width, size):
                 at, at_z = row * width + offset, row // length * z_batch + row % length * z_row + offset
+                at_dz = row // length * dz_batch + row % length * dz_row + offset
                 squares, along = splat(np.float32(0.0)), splat(np.float32(0.0))
                 for i in range(0, size, LANES):
                     gate = vload(z, at_z + i)
@@ -207,6 +216,7 @@ def _gated_backward(first, last, y, z, z_batch, z_row, weight, eps, groups, dout
                     prefetch(y, at + i + AHEAD * width)
                     prefetch(z, at_z + i + AHEAD * z_row)
                     prefetch(dout, at + i + AHEAD * width)
+                    prefetch(dz, at_dz + i + AHEAD * dz_row)
                 rms = _scale(squares, size, eps)
                 scale, pull = splat(rms), splat(-_pull(along, rms, size))
                 for i in range(0, size, LANES):
@@ -214,4 +224,4 @@ def _gated_backward(first, last, y, z, z_batch, z_row, weight, eps, groups, dout
                     vstore(total, offset + i, fma(slope, vmul(value, scale), vload(total, offset + i)))
                     inner = fma(value, pull, vmul(scale, vmul(vload(weight, offset + i), slope)))  # gradient of y * silu(z)
                     vstore(dy, at + i, vmul(inner, vmul(gate, s)))
-                    vstore(dz, at + i, vmul(vmul(inner, vload(y, at + i)), vmul(s, fma(gate, vsub(one, s), one))))
+                    vstore(dz, at_dz + i, vmul(vmul(inner, vload(y, at + i)), vmul(s, fma(gate, vsub(one, s), one))))

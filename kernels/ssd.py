@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numba import njit
 from torch import Tensor
 
+from kernels import ssd_scan
 from kernels.bits import in_spans
-from kernels.lanes import JIT, runs_here
-from kernels.ssd_scan import scan
+from kernels.lanes import JIT, flat, runs_here
+from kernels.products import words_for
+from kernels.simd import WIDTH as LANES
 from kernels.triton.dispatch import twin
 
 
@@ -46,8 +49,101 @@ def ssd(x_BLHP: Tensor, dt_BLH: Tensor, A_H: Tensor, B_BLGN: Tensor, C_BLGN: Ten
     """
     if gpu := twin("ssd", x_BLHP, B_BLGN, C_BLGN):
         return gpu.ssd(x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, seq_idx_BL, initial_state_BHPN)
-    fastest = scan if runs_here(x_BLHP, B_BLGN, C_BLGN) else ssd_reference
+    fastest = _chunked if runs_here(x_BLHP, B_BLGN, C_BLGN) else ssd_reference
     return fastest(x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, seq_idx_BL=seq_idx_BL, initial_state_BHPN=initial_state_BHPN)
+
+
+def _chunked(x_BLHP: Tensor, dt_BLH: Tensor, A_H: Tensor, B_BLGN: Tensor, C_BLGN: Tensor, D_H: Tensor, *, seq_idx_BL: Tensor | None = None,
+             initial_state_BHPN: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The compiled scan; sizes that are no whole vectors are padded by zeros."""
+    width, size = x_BLHP.shape[3], B_BLGN.shape[3]
+    if not x_BLHP.dtype == B_BLGN.dtype == C_BLGN.dtype:
+        x_BLHP, B_BLGN, C_BLGN = x_BLHP.float(), B_BLGN.float(), C_BLGN.float()
+    if initial_state_BHPN is not None:
+        initial_state_BHPN = F.pad(initial_state_BHPN, (0, -size % LANES, 0, -width % LANES))
+    x_BLHP, B_BLGN, C_BLGN = (_whole_vectors(t) for t in (x_BLHP, B_BLGN, C_BLGN))
+    y, last = _Scan.apply(x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, initial_state_BHPN, seq_idx_BL)
+    whole = x_BLHP.shape[3] == width and B_BLGN.shape[3] == size  # slices of everything would cost the backward a copy each
+    return (y, last) if whole else (y[..., :width], last[..., :width, :size])
+
+
+def _whole_vectors(t: Tensor) -> Tensor:
+    if missing := -t.shape[3] % LANES:  # padding by nothing would copy
+        t = F.pad(t, (0, missing))
+    return t if t.stride(3) == 1 and t.stride(2) == t.shape[3] else t.contiguous()
+
+
+class _Scan(torch.autograd.Function):
+    """(x, dt, A, B, C, D, initial, seq_idx) -> y [B,L,H,P] float32, last state [B,H,P,N] float32."""
+
+    @staticmethod
+    def forward(ctx, x, dt, A, B, C, D, initial, seq_idx):
+        dt32 = dt.detach().float().contiguous()
+        decay = decays(dt32, A, seq_idx)
+        last = torch.zeros(x.shape[0], x.shape[2], B.shape[3], x.shape[3])
+        if initial is not None:
+            last.copy_(initial.detach().transpose(2, 3))
+        y, between = scan(x, dt32, decay, B, C, D, last, any(ctx.needs_input_grad))
+        ctx.save_for_backward(x, dt, A, B, C, D, dt32, decay, between)
+        ctx.has_initial = initial is not None
+        ctx.set_materialize_grads(False)
+        return y, last.transpose(2, 3).contiguous()
+
+    @staticmethod
+    def backward(ctx, dy, dlast):
+        x, dt, A, B, C, D, dt32, decay, between = ctx.saved_tensors
+        dy = torch.zeros(x.shape) if dy is None else dy.float().contiguous()
+        slope = torch.zeros(between[:, :, 0].shape)
+        if dlast is not None:
+            slope.copy_(dlast.transpose(2, 3))
+        dx, dB, dC = (torch.empty(t.shape, dtype=t.dtype) for t in (x, B, C))
+        ddt, through, dD = scan_backward(dy, x, dt32, decay, A, B, C, D, between, slope, dx, dB, dC)
+        dA = (through * dt32).sum((0, 1))
+        return dx, ddt.to(dt.dtype), dA.to(A.dtype), dB, dC, dD.to(D.dtype), slope.transpose(2, 3) if ctx.has_initial else None, None
+
+
+def decays(dt32_BLH: Tensor, A_H: Tensor, seq_idx_BL: Tensor | None) -> Tensor:
+    """exp(dt A) in float32; 0 where a document starts."""
+    decay_BLH = torch.exp(dt32_BLH * A_H.detach().float())
+    if seq_idx_BL is not None:
+        decay_BLH[:, 1:] *= (seq_idx_BL[:, 1:] == seq_idx_BL[:, :-1])[..., None]
+    return decay_BLH
+
+
+def scan(x: Tensor, dt32: Tensor, decay: Tensor, B: Tensor, C: Tensor, D: Tensor, last_BHNP: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    """y float32, and what `scan_backward` needs if `keep` is set; the state `last` moves on in place.
+
+    x, B and C are of whole vectors, heads and groups side by side, and may be slices of wider positions.
+    """
+    batch, length, heads, width = x.shape
+    groups, size = B.shape[2:]
+    words = words_for(x.dtype, width, size)
+    states = -(-length // ssd_scan.CHUNK) + 1 if keep else 0
+    between = torch.empty(batch, heads, states, size, width, dtype=torch.bfloat16 if words.dtype == np.uint16 else torch.float32)
+    y = torch.empty(batch, length, heads, width)
+    arrays = dt32.numpy(), decay.numpy(), D.detach().float().numpy(), flat(between), flat(y), flat(last_BHNP)
+    args = *_where(x, B, C), *arrays, (groups, size, width), words
+    in_spans(lambda a, b: ssd_scan.forward(a, b, *args), batch * groups, x.numel() * size)
+    return y, between
+
+
+def scan_backward(dy: Tensor, x: Tensor, dt32: Tensor, decay: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, between: Tensor, slope_BHNP: Tensor,
+                  dx: Tensor, dB: Tensor, dC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Fills dx, dB and dC, which may be slices too, walks `slope`, the gradient of the last state, back to the first position; the gradients of dt [B,L,H],
+    of dt A [B,L,H] and of D [H], float32."""
+    batch, length, heads, width = x.shape
+    groups, size = B.shape[2:]
+    direct, through, dD = torch.empty(batch, length, heads), torch.empty(batch, length, heads), torch.empty(batch, heads)
+    arrays = dt32.numpy(), decay.numpy(), D.detach().float().numpy(), flat(between), flat(dy), flat(slope_BHNP)
+    gradients = *(t.numpy() for t in (direct, through, dD)), *_where(dx, dB, dC)
+    args = *_where(x, B, C), *arrays, *gradients, (groups, size, width), words_for(x.dtype, width, size)
+    in_spans(lambda a, b: ssd_scan.backward(a, b, *args), batch * groups, x.numel() * size)
+    return direct.addcmul_(through, A.detach().float()), through, dD.sum(0)
+
+
+def _where(*tensors: Tensor) -> tuple:
+    """Each one's memory, and the distances between its rows and its positions."""
+    return tuple(part for t in tensors for part in (flat(t), t.stride(0), t.stride(1)))
 
 
 def ssd_step(x_BHP: Tensor, dt_BH: Tensor, A_H: Tensor, B_BGN: Tensor, C_BGN: Tensor, D_H: Tensor, state_SHPN: Tensor, rows_B: Tensor) -> Tensor:

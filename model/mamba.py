@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kernels import conv, norms, ssd
+from kernels import conv, mamba, norms, ssd
 from kernels.ssd_draft import ssd_draft
 from model.cache import MambaState, Step
 from model.config import HybridConfig
@@ -35,51 +35,46 @@ class NormWeight(nn.Module):
 class Mamba(nn.Module):
     def __init__(self, config: HybridConfig) -> None:
         super().__init__()
-        self.config = config
-        heads, self.d_inner, self.conv_dim = config.mamba_num_heads, config.d_inner, config.conv_dim
-        self.in_proj = Linear(config.hidden_size, self.d_inner + self.conv_dim + heads)
-        self.conv1d = ConvWeights(self.conv_dim, config.conv_kernel)
+        heads = config.mamba_num_heads
+        self.sizes = mamba.Sizes(heads, config.mamba_head_dim, config.n_groups, config.ssm_state_size, config.layer_norm_epsilon)
+        self.in_proj = Linear(config.hidden_size, config.d_inner + config.conv_dim + heads)
+        self.conv1d = ConvWeights(config.conv_dim, config.conv_kernel)
         self.A_log = nn.Parameter(torch.empty(heads))
         self.D = nn.Parameter(torch.empty(heads))
         self.dt_bias = nn.Parameter(torch.empty(heads))
-        self.norm = NormWeight(self.d_inner)
-        self.out_proj = Linear(self.d_inner, config.hidden_size)
+        self.norm = NormWeight(config.d_inner)
+        self.out_proj = Linear(config.d_inner, config.hidden_size)
 
     def forward(self, h_BTE: Tensor, *, seq_idx_BT: Tensor | None = None, state: MambaState | None = None, step: Step | None = None) -> Tensor:
-        config = self.config
-        batch, length, _ = h_BTE.shape
         projected_BTX = self.in_proj(h_BTE)
-        z, xBC, dt = projected_BTX.split([self.d_inner, self.conv_dim, config.mamba_num_heads], -1)
+        if state is None:
+            weights = mamba.Weights(self.conv1d.weight.squeeze(1), self.conv1d.bias, self.dt_bias, self.A_log, self.D, self.norm.weight)
+            return self.out_proj(mamba.mix(projected_BTX, weights, self.sizes, seq_idx_BT))
+        return self.out_proj(self._continued(projected_BTX, state, step))
+
+    def _continued(self, projected_BTX: Tensor, state: MambaState, step: Step) -> Tensor:
+        """`mamba.mix` where a cache left off."""
+        z, xBC, dt = self.sizes.split(projected_BTX)
+        weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
         dt = F.softplus(dt.float() + self.dt_bias)
         A_H = -torch.exp(self.A_log.float())
-        if state is not None and step.ragged:
+        if step.ragged:
             dt = dt * step.valid_BT[..., None]  # a step of zero length leaves the state alone
-        if state is not None and step.pending:
+        if step.pending:
             before = state.conv[step.rows]
-            x, B, C = self._split(conv.causal_conv(xBC, self.conv1d.weight.squeeze(1), self.conv1d.bias, state_BWC=before))
+            x, B, C = self.sizes.unpack(conv.causal_conv(xBC, weight, bias, state_BWC=before))
             y, states = ssd_draft(x, dt, A_H, B, C, self.D, state.ssm, step.index_B)
             step.pending.inputs[state.index] = torch.cat([before, xBC], 1)
             step.pending.states[state.index] = states
-        elif state is not None and length == 1 and not torch.is_grad_enabled():
-            xBC = conv.causal_conv_step(xBC[:, 0], self.conv1d.weight.squeeze(1), self.conv1d.bias, state.conv, step.index_B, step.active_B)
-            x, B, C = self._split(xBC)
+        elif step.length == 1 and not torch.is_grad_enabled():
+            x, B, C = self.sizes.unpack(conv.causal_conv_step(xBC[:, 0], weight, bias, state.conv, step.index_B, step.active_B))
             y = ssd.ssd_step(x, dt[:, 0], A_H, B, C, self.D, state.ssm, step.index_B)
         else:
-            before, initial = (None, None) if state is None else (state.conv[step.rows], state.ssm[step.rows])
-            x, B, C = self._split(conv.causal_conv(xBC, self.conv1d.weight.squeeze(1), self.conv1d.bias, seq_idx_BL=seq_idx_BT, state_BWC=before))
-            y, last = ssd.ssd(x, dt, A_H, B, C, self.D, seq_idx_BL=seq_idx_BT, initial_state_BHPN=initial)
-            if state is not None:
-                self._remember(state, step, before, xBC, last)
-        y = norms.gated_rms_norm(y.reshape(batch, length, -1), z, self.norm.weight, config.layer_norm_epsilon, config.n_groups)
-        return self.out_proj(y)
-
-    def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[..., conv_dim] -> x [..., H, P], B and C [..., G, N]."""
-        config = self.config
-        packed = config.n_groups * config.ssm_state_size
-        x, B, C = xBC.split([self.d_inner, packed, packed], -1)
-        return (x.unflatten(-1, (config.mamba_num_heads, config.mamba_head_dim)),
-                B.unflatten(-1, (config.n_groups, -1)), C.unflatten(-1, (config.n_groups, -1)))
+            before = state.conv[step.rows]
+            x, B, C = self.sizes.unpack(conv.causal_conv(xBC, weight, bias, state_BWC=before))
+            y, last = ssd.ssd(x, dt, A_H, B, C, self.D, initial_state_BHPN=state.ssm[step.rows])
+            self._remember(state, step, before, xBC, last)
+        return norms.gated_rms_norm(y.reshape(z.shape), z, self.norm.weight, self.sizes.eps, self.sizes.groups)
 
     def _remember(self, state: MambaState, step: Step, before: Tensor, inputs: Tensor, last: Tensor) -> None:
         """Keep the last inputs of the convolution and the last state; rows with fewer real tokens keep theirs from further left."""

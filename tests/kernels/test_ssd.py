@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import ssd_scan
+from kernels import ssd as ssd_module
 from kernels.ssd import ssd, ssd_reference, ssd_step
 from kernels.ssd_scan import CHUNK
 
@@ -52,7 +52,7 @@ def test_scan_equals_recurrence(length, groups, width, state, packed, initial):
 def test_bfloat16_inputs_cost_one_rounding(monkeypatch, decay, pairs):
     """Values and every gradient, that of log decay where it leaves next to nothing of the state too: within bfloat16's precision of float64 on the same inputs."""
     if not pairs:  # as on a machine that does not multiply them
-        monkeypatch.setattr(ssd_scan, "words_for", lambda dtype, *inner: np.empty(0, np.float32))
+        monkeypatch.setattr(ssd_module, "words_for", lambda dtype, *inner: np.empty(0, np.float32))
     tensors, ids, weights = inputs(3 * CHUNK + 13, width=64, state=32, decay=decay)
     rounded = tuple(t.bfloat16() if name in "xBC" else t for name, t in zip(NAMES, tensors))
     slow, fast = graded([t.double() for t in rounded], ids, weights, run=ssd_reference), graded(rounded, ids, weights)
