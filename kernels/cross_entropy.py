@@ -14,7 +14,8 @@ from numba import njit
 from torch import Tensor
 
 from kernels.lanes import JIT, exp, flat, load, over_tiles, runs_here, store
-from kernels.simd import largest
+from kernels.simd import WIDTH as LANES
+from kernels.simd import largest, scratch, splat, vadd, vexp_negative, vload, vmul, vstore, vsum
 
 
 def cross_entropy_reference(logits_CV: Tensor, labels_C: Tensor, share_C: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,16 +42,23 @@ def cross_entropy_(logits_CV: Tensor, labels_C: Tensor, share_C: Tensor) -> Tens
 
 @njit(**JIT)
 def _rows(first, last, logits, labels, share, losses, width):
-    powers = np.empty(width, np.float32)
+    powers, whole = scratch(width), width // LANES * LANES
     for row in range(first, last):
-        values, label = logits[row * width:(row + 1) * width], labels[row]
-        peak, picked, total = largest(values, 0, width), load(values, label), np.float32(0.0)
-        for i in range(width):
-            power = exp(load(values, i) - peak)
-            powers[i] = power
-            total += power
+        at, label = row * width, labels[row]
+        values = logits[at:at + width]
+        peak, picked, sums = largest(logits, at, at + width), load(values, label), splat(np.float32(0.0))
+        for i in range(0, whole, LANES):
+            power = vexp_negative(vadd(vload(logits, at + i), splat(-peak)))
+            vstore(powers, i, power)
+            sums = vadd(sums, power)
+        total = vsum(sums)
+        for i in range(whole, width):
+            powers[i] = exp(load(values, i) - peak)
+            total += powers[i]
         losses[row] = np.log(total) + peak - picked
         scale = share[row] / total
-        for i in range(width):
+        for i in range(0, whole, LANES):
+            vstore(logits, at + i, vmul(vload(powers, i), splat(scale)))
+        for i in range(whole, width):
             store(values, i, powers[i] * scale)
         store(values, label, (powers[label] / total - np.float32(1.0)) * share[row])

@@ -299,13 +299,14 @@ def largest(memory, start, stop):
     """Maximum of memory[start:stop] (float32, or bfloat16 bits); comparisons of scalars would stay scalars for fear of NaN."""
     found = np.float32(-np.inf)
     if stop - start >= WIDTH:
-        lead = vload(memory, start)
-        for i in range(start + WIDTH, stop - WIDTH + 1, WIDTH):
-            lead = vmax(lead, vload(memory, i))
-        lead = vmax(lead, vload(memory, stop - WIDTH))
-        for j in range(WIDTH):
-            found = max(found, lane(lead, j))
-        return found
+        first = second = third = fourth = splat(np.float32(-np.inf))  # never NaN: what is, is passed over
+        for i in range(start, stop - 4 * WIDTH + 1, 4 * WIDTH):  # four chains: each waits on itself
+            first, second = vlarger(first, vload(memory, i)), vlarger(second, vload(memory, i + WIDTH))
+            third, fourth = vlarger(third, vload(memory, i + 2 * WIDTH)), vlarger(fourth, vload(memory, i + 3 * WIDTH))
+        for i in range(max(start, stop - 4 * WIDTH), stop - WIDTH + 1, WIDTH):
+            first = vlarger(first, vload(memory, i))
+        first = vlarger(first, vload(memory, stop - WIDTH))
+        return vpeak(vlarger(vlarger(first, second), vlarger(third, fourth)))
     row = memory[start:stop]
     for j in range(stop - start):
         found = max(found, load(row, j))
