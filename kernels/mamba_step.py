@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from kernels.lanes import JIT, load, sigmoid, store
-from kernels.simd import fma, splat, vload, vmul, vstore, vsum8
+from kernels.lanes import JIT, exp, sigmoid, store
+from kernels.simd import WIDTH, fma, splat, vload, vmul, vsigmoid, vstore, vsum8
 from kernels.skinny import prefetch
 
 TAPS = 4
@@ -33,17 +33,18 @@ def mamba_step(projected, stride, starts, places, small, at, conv, ssm, sizes, e
     channels = inner + 2 * groups * size
     at_dt_bias = at + (TAPS + 1) * channels
     whole = width * size
-    out = np.empty(starts[-1] * inner, np.float32)
+    out, longest = np.empty(starts[-1] * inner, np.float32), np.max(starts[1:] - starts[:-1])
+    room, mixed, sums = np.empty((TAPS - 1 + longest) * channels, conv.dtype), np.empty(longest * channels, np.float32), np.empty(WIDTH, np.float32)
     for a in range(len(places)):
         first, length = starts[a], starts[a + 1] - starts[a]
-        inputs = np.empty((TAPS - 1 + length) * channels, conv.dtype)
+        inputs = room[:(TAPS - 1 + length) * channels]
         memory = places[a] * (TAPS - 1) * channels
         inputs[:(TAPS - 1) * channels] = conv[memory:memory + (TAPS - 1) * channels]
         for t in range(length):
             row, to = projected[(first + t) * stride + inner:], inputs[(TAPS - 1 + t) * channels:]
             for c in range(channels):
                 store(to, c, row[c])
-        mixed = _convolve(inputs, length, channels, small, at)
+        _convolve(inputs, length, channels, small, at, mixed)
         if keep:
             begin = (later // length + a) * len(inputs)  # all sequences have as many positions then
             later_inputs[begin:begin + len(inputs)] = inputs
@@ -56,43 +57,37 @@ def mamba_step(projected, stride, starts, places, small, at, conv, ssm, sizes, e
             for t in range(length):
                 row = t * channels
                 raw = projected[(first + t) * stride + inner + channels + h] + bias
-                dt = raw if raw > np.float32(20.0) else np.float32(np.log1p(np.exp(raw)))
-                decay = np.float32(np.exp(dt * rate))
+                dt = raw if raw > np.float32(20.0) else np.log1p(exp(raw))
+                decay = exp(dt * rate)
                 to = (first + t) * inner + h * width
                 x, key, query = row + h * width, row + group, row + group + groups * size
                 now = ((later + first + t) * heads + h) * whole
                 if not keep:
-                    _advance(ssm, state, ssm, state, width, size, decay, dt, skip, mixed, x, key, query, out, to)
+                    _advance(ssm, state, ssm, state, width, size, decay, dt, skip, mixed, x, key, query, out, to, sums)
                 elif t == 0:
-                    _advance(ssm, state, later_states, now, width, size, decay, dt, skip, mixed, x, key, query, out, to)
+                    _advance(ssm, state, later_states, now, width, size, decay, dt, skip, mixed, x, key, query, out, to, sums)
                 else:
-                    _advance(later_states, now - heads * whole, later_states, now, width, size, decay, dt, skip, mixed, x, key, query, out, to)
+                    _advance(later_states, now - heads * whole, later_states, now, width, size, decay, dt, skip, mixed, x, key, query, out, to, sums)
         for t in range(length):
             _gate(projected, (first + t) * stride, out, (first + t) * inner, inner, groups, small, at_dt_bias + 3 * heads, eps)
     return out
 
 
 @njit(**JIT)
-def _convolve(inputs, length, channels, small, at):
-    """silu(bias + taps * inputs), [T, C] float32."""
-    mixed = np.empty(length * channels, np.float32)
-    bias = small[at + TAPS * channels:at + (TAPS + 1) * channels]
+def _convolve(inputs, length, channels, small, at, mixed):
+    """mixed = silu(bias + taps * inputs), [T, C] float32."""
     for t in range(length):
-        out = mixed[t * channels:(t + 1) * channels]
-        out[:] = bias
-        for k in range(TAPS):
-            tap, source = small[at + k * channels:at + (k + 1) * channels], inputs[(t + k) * channels:(t + k + 1) * channels]
-            for c in range(channels):
-                out[c] += tap[c] * load(source, c)
-        for c in range(channels):
-            out[c] *= sigmoid(out[c])
-    return mixed
+        for c in range(0, channels, WIDTH):
+            total = vload(small, at + TAPS * channels + c)
+            for k in range(TAPS):
+                total = fma(vload(small, at + k * channels + c), vload(inputs, (t + k) * channels + c), total)
+            vstore(mixed, t * channels + c, vmul(total, vsigmoid(total)))
 
 
 @njit(**JIT)
-def _advance(before, at, after, target, width, size, decay, dt, skip, mixed, x, key, query, out, to):
+def _advance(before, at, after, target, width, size, decay, dt, skip, mixed, x, key, query, out, to, sums):
     """after[p] = decay * before[p] + dt * x[p] * key; out[p] = after[p] · query + skip * x[p]: eight rows p share what they load and add up."""
-    keeps, none, sums = splat(decay), splat(np.float32(0.0)), np.empty(16, np.float32)
+    keeps, none = splat(decay), splat(np.float32(0.0))
     for p in range(0, width, ROWS):
         t0, t1, t2, t3, t4, t5, t6, t7 = none, none, none, none, none, none, none, none
         i = x + p

@@ -19,6 +19,7 @@ from kernels import hybrid_step as kernel
 from kernels.bits import in_spans
 from kernels.lanes import flat
 from kernels.mamba_step import ROWS, TAPS
+from kernels.simd import WIDTH
 from kernels.skinny import PANEL, pack, padded
 from model.cache import Cache
 from model.linear import stamp
@@ -65,6 +66,13 @@ def _router(target: np.ndarray, parameters: list[Tensor]) -> None:
     target[-len(bias):] = bias.detach().float().numpy()
 
 
+def _on_a_line(size: int, dtype: type) -> np.ndarray:
+    """Numbers of 32 bits that begin on a cache line: a vector across two lines costs two accesses."""
+    memory = np.empty(size + WIDTH, dtype)
+    skip = -(memory.ctypes.data // memory.itemsize) % WIDTH
+    return memory[skip:skip + size]
+
+
 class Packed:
     """The packed copy of a HybridLM (`lm.packed()`)."""
 
@@ -90,7 +98,7 @@ class Packed:
             self.draft_table = self._table(lm.mtp.layers, lm.config.mtp_pattern, join=True)
             self.draft_norm = self._small([lm.mtp.layers[-1].final_layernorm.weight], _values)
         self.products = [module for module in lm.modules() if "gemm" in module.__dict__]
-        self.words = np.empty(self._length["words"], np.uint32 if self.pairs else np.float32)
+        self.words = _on_a_line(self._length["words"], np.uint32 if self.pairs else np.float32)
         self.small = np.empty(self._length["small"], np.float32)
         ends = {}
         for array, at, _, _ in reversed(self._planned):
@@ -111,10 +119,11 @@ class Packed:
     def fits(lm) -> bool:
         """Whether the compiled step can run this model: on a CPU, and sides that are whole vectors or pairs of weights."""
         config = lm.config
+        vectors = config.d_inner, config.ssm_state_size, config.head_dim
         sides = (config.hidden_size, config.d_inner, config.num_attention_heads * config.head_dim, config.intermediate_size, config.expert_size,
                  config.moe_intermediate_size, config.moe_shared_expert_intermediate_size)
         return (all(p.device.type == "cpu" for p in lm.parameters()) and lm.compute_dtype in (torch.float32, torch.bfloat16) and config.conv_kernel == TAPS
-                and config.mamba_head_dim % ROWS == 0 and config.ssm_state_size % 16 == 0 and config.head_dim % 16 == 0 and not any(side % 2 for side in sides))
+                and config.mamba_head_dim % ROWS == 0 and not any(side % WIDTH for side in vectors) and not any(side % 2 for side in sides))
 
     def current(self) -> Packed | None:
         """Up to date; None while a product is not the library's (another precision)."""
