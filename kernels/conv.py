@@ -16,8 +16,9 @@ from numba import njit
 from torch import Tensor
 
 from kernels.lanes import JIT, ROWS, flat, over_tiles, runs_here, tiles
+from kernels.products import per
 from kernels.simd import WIDTH as LANES
-from kernels.simd import fma, keep_if, scratch, splat, vadd, vload, vmul, vsigmoid, vstore, vsub
+from kernels.simd import fma, keep_if, splat, vadd, vload, vmul, vsigmoid, vstore, vsub
 from kernels.skinny import prefetch
 from kernels.triton.dispatch import twin
 
@@ -138,7 +139,7 @@ def convolve_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, reach
     return total[:TAPS].t().to(weight.dtype), total[TAPS].to(bias.dtype)
 
 
-# Loops walk one position's channels, 16 at a time: memory is read and written in its own order, and what a position needs of the three
+# The forward walks one position's channels, 16 at a time: memory is read and written in its own order, and what a position needs of the three
 # before it is still in the first-level cache.
 
 
@@ -169,11 +170,6 @@ def _dot(x, w, bias):
 
 
 @njit(**JIT)
-def _add_product(sums, at, a, b):
-    vstore(sums, at, fma(a, b, vload(sums, at)))
-
-
-@njit(**JIT)
 def _forward(first, last, x, x_batch, x_row, taps, bias, reach, y, length, channels):
     per_row = (length + ROWS - 1) // ROWS
     for tile in range(first, last):
@@ -191,50 +187,45 @@ def _forward(first, last, x, x_batch, x_row, taps, bias, reach, y, length, chann
 def _backward(first, last, x, x_batch, x_row, taps, bias, reach, dy, dx, dx_batch, dx_row, sums, length, channels):
     """A position's slope (the gradient of its sum before SiLU) goes to the weights, and to dx of its window.
 
-    A tile also reads the three positions after it, for what they give its own dx.
+    Sixteen channels of a tile walk down its positions: window, sums for the weights and unfinished dx stay in registers. The three positions after the tile
+    are read for what they give its own dx.
     """
-    per_row = (length + ROWS - 1) // ROWS
-    waiting = scratch(3 * channels)  # dx of the three latest positions, the latest first, without what later positions give
+    per_row, one, none, line = (length + ROWS - 1) // ROWS, splat(np.float32(1.0)), splat(np.float32(0.0)), LANES * per(x)
     for tile in range(first, last):
         b, start = tile // per_row, tile % per_row * ROWS
         stop = min(start + ROWS, length)
         reading = min(stop + TAPS - 1, length)
-        total = sums[tile]
-        total[:] = np.float32(0.0)
-        for t in range(start, reading):
-            begins, within = _window(b * x_batch + t * x_row, x_row, np.int64(reach[b, t]))
-            at_dy, at_dx = (b * length + t) * channels, b * dx_batch + (t - TAPS + 1) * dx_row
-            _backward_position(x, x_row, begins, within, taps, bias, dy, at_dy, dx, at_dx, dx_row, waiting, total, t < stop, t - start >= TAPS - 1, channels)
-        for back in range(1, TAPS):
-            if start <= reading - back < stop:
-                at_dx = b * dx_batch + (reading - back) * dx_row
-                for c in range(0, channels, LANES):
-                    vstore(dx, at_dx + c, vload(waiting, (back - 1) * channels + c))
-
-
-@njit(**JIT)
-def _backward_position(x, x_row, begins, within, taps, bias, dy, at_dy, dx, at_dx, dx_row, waiting, total, inside, complete, channels):
-    """`inside`: this position counts for the weights. `complete`: the one three before it is of this tile, and its dx, at `at_dx`, is complete now."""
-    one = splat(np.float32(1.0))
-    for c in range(0, channels, LANES):
-        window, w = _read(x, begins, within, c), _weights(taps, within, channels, c)
-        before = _dot(window, w, vload(bias, c))
-        prefetch(x, begins[0] + AHEAD * x_row + c)
-        prefetch(dy, at_dy + AHEAD * channels + c)
-        prefetch(dx, at_dx + (TAPS - 1 + AHEAD) * dx_row + c)
-        s = vsigmoid(before)
-        slope = vmul(vmul(vload(dy, at_dy + c), s), fma(before, vsub(one, s), one))
-        if inside:
-            _add_product(total, 3 * channels + c, slope, window[0])
-            _add_product(total, 2 * channels + c, slope, window[1])
-            _add_product(total, channels + c, slope, window[2])
-            _add_product(total, c, slope, window[3])
-            vstore(total, 4 * channels + c, vadd(vload(total, 4 * channels + c), slope))
-        if complete:
-            vstore(dx, at_dx + c, fma(slope, w[3], vload(waiting, 2 * channels + c)))
-        vstore(waiting, 2 * channels + c, fma(slope, w[2], vload(waiting, channels + c)))
-        vstore(waiting, channels + c, fma(slope, w[1], vload(waiting, c)))
-        vstore(waiting, c, vmul(slope, w[0]))
+        for c in range(0, channels, LANES):
+            at, at_dy, at_dx = b * x_batch + start * x_row + c, (b * length + start) * channels + c, b * dx_batch + start * dx_row + c
+            w, add = _weights(taps, (True, True, True), channels, c), vload(bias, c)
+            x1, x2, x3 = (vload(x, at - x_row), vload(x, at - 2 * x_row), vload(x, at - 3 * x_row)) if start else (none, none, none)
+            sum0, sum1, sum2, sum3, total, dx1, dx2, dx3 = none, none, none, none, none, none, none, none
+            for t in range(start, reading):
+                near, x0 = reach[b, t], vload(x, at)
+                if near < TAPS - 1:
+                    x1, x2, x3 = keep_if(x1, near >= 1), keep_if(x2, near >= 2), none
+                before = _dot((x0, x1, x2, x3), w, add)
+                s = vsigmoid(before)
+                slope = vmul(vmul(vload(dy, at_dy), s), fma(before, vsub(one, s), one))
+                slope1 = slope2 = slope3 = slope
+                if near < TAPS - 1:
+                    slope1, slope2, slope3 = keep_if(slope, near >= 1), keep_if(slope, near >= 2), none
+                prefetch(x, at + line)
+                prefetch(dy, at_dy + line)
+                prefetch(dx, at_dx + line)
+                if t - start >= TAPS - 1:
+                    vstore(dx, at_dx - (TAPS - 1) * dx_row, fma(slope3, w[3], dx3))
+                dx1, dx2, dx3 = vmul(slope, w[0]), fma(slope1, w[1], dx1), fma(slope2, w[2], dx2)
+                if t >= stop:
+                    slope = none
+                sum0, sum1, sum2, sum3, total = fma(slope, x0, sum0), fma(slope, x1, sum1), fma(slope, x2, sum2), fma(slope, x3, sum3), vadd(slope, total)
+                x1, x2, x3 = x0, x1, x2
+                at, at_dy, at_dx = at + x_row, at_dy + channels, at_dx + dx_row
+            for back, left in ((1, dx1), (2, dx2), (3, dx3)):
+                if start <= reading - back < stop:
+                    vstore(dx, at_dx - back * dx_row, left)
+            for tap, value in ((3, sum0), (2, sum1), (1, sum2), (0, sum3), (4, total)):
+                vstore(sums[tile], tap * channels + c, value)
 
 
 @njit(**JIT)
