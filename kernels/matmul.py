@@ -17,16 +17,23 @@ from itertools import accumulate
 
 import numpy as np
 import torch
+from llvmlite import binding
 from numba import njit
 from torch import Tensor
 
 from kernels.lanes import JIT, flat, load, over_tiles, runs_here, store
-from kernels.pairs import HAS_PAIRS, HAS_TILES, PANEL, ROWS, WIDTH, ask, pack_down, pack_turned, tile_1, tile_4, tile_8
+from kernels.panels import PANEL, pack_down, pack_turned
+from kernels.products import tile
+from kernels.simd import HAS_PAIRS, fetch
 
-BLOCK = 1 << 17  # words packed at once: 512 KB, half of a second-level cache
-DEPTH = 768  # words summed before a tile's sums go to memory: with more, eight rows of the left side leave the first-level cache
-CHUNK = 1 << 8  # the same for the outer product, whose left side is packed, 32 KB a panel
-SIDE = 4  # panels of the left side packed together: whole cache lines, two at a time
+HAS_TILES = bool(binding.get_host_cpu_features().get("amx-bf16", False))  # AMX multiplies several times faster, and torch's library uses it
+ROWS = 8  # of a tile: with 32 columns 16 sums stay in registers; two loads and eight broadcasts for 16 instructions are the machine's full rate
+BLOCK = 1 << 18  # numbers packed at once: 512 KB, half of a second-level cache
+DEPTH = 1536  # numbers summed before sums go to memory: with more, a tile's rows of the left side leave the first-level cache
+CHUNK = 512  # the same for the outer product, whose left side is packed too
+SIDE = 4  # panels of that side packed together: whole cache lines, two at a time
+
+_eight, _four, _one = tile(ROWS, 2), tile(4, 2), tile(1, 2)
 
 
 def multiplies(x: Tensor, w: Tensor) -> bool:
@@ -63,11 +70,11 @@ def _starts(loads: list[int] | None, tokens: int) -> np.ndarray:
 
 def _product(x: Tensor, w: Tensor, turned: bool, loads: list[int] | None, out: Tensor | None) -> Tensor:
     x, w = x.contiguous(), w.contiguous()
-    tokens, depth, columns = len(x), x.shape[1] // 2, w.shape[-2 if turned else -1]
+    (tokens, depth), columns = x.shape, w.shape[-2 if turned else -1]
     deep = depth > DEPTH
     y = torch.empty(tokens, columns, dtype=torch.float32 if deep else torch.bfloat16) if out is None or deep else out
-    args = flat(x).view(np.uint32), depth, _starts(loads, tokens), flat(w), turned, columns, flat(y)
-    _shared(_panels, args, -(-columns // PANEL), len(loads) if loads else 1, tokens * (2 * depth + columns))
+    args = flat(x), depth, _starts(loads, tokens), flat(w), turned, columns, flat(y)
+    _shared(_panels, args, -(-columns // PANEL), len(loads) if loads else 1, tokens * (depth + columns))
     return y if not deep else y.to(torch.bfloat16) if out is None else out.copy_(y)
 
 
@@ -89,64 +96,65 @@ def _even(count, most):
 @njit(**JIT)
 def _panels(first, last, group_first, group_last, x, depth, starts, w, turned, columns, y):
     """Panels first to last of the columns of x w, or x wᵀ, of some of the groups."""
-    stage = _even(depth, DEPTH)
+    stage = 2 * _even(depth // 2, DEPTH // 2)
     at_once = _even(last - first, max(1, BLOCK // (stage * PANEL)))
-    packed, edge = np.empty((at_once * stage + WIDTH) * PANEL, np.uint32), np.empty(ROWS * PANEL, np.float32)
+    packed, edge = np.empty((at_once * stage + PANEL) * PANEL, np.uint16), np.empty(ROWS * PANEL, np.float32)
     for group in range(group_first, group_last):
-        weight, top, rows = group * 2 * depth * columns, starts[group], starts[group + 1] - starts[group]
+        weight, top, rows = group * depth * columns, starts[group], starts[group + 1] - starts[group]
         if rows == 0:
             continue
         for begin in range(first, last, at_once):
             end = min(begin + at_once, last)
             for start in range(0, depth, stage):
-                words = min(stage, depth - start)
+                here, inner, continued = top * depth + start, min(stage, depth - start), start > 0
                 if turned:
                     for p in range(begin, end):
-                        source = weight + p * PANEL * 2 * depth + 2 * start
-                        pack_turned(w, source, 2 * depth, min(PANEL, columns - p * PANEL), 2 * words, packed, (p - begin) * words * PANEL)
+                        source = weight + p * PANEL * depth + start
+                        pack_turned(w, source, depth, min(PANEL, columns - p * PANEL), inner, packed, (p - begin) * inner * PANEL)
                 else:
-                    source = weight + 2 * start * columns + begin * PANEL
-                    pack_down(w, source, columns, 2 * words, min(end * PANEL, columns) - begin * PANEL, packed)
-                here, continued = top * depth + start, start > 0
-                if group + 1 < group_last:  # a few rows and another weight soon
-                    line, each = (2 * depth, columns) if turned else (columns, 2 * depth)
-                    _tiles(x, here, depth, 1, rows, packed, words, begin, end, columns, y, top, edge, continued,
-                           w, weight + 2 * depth * columns, line, (each + rows - 1) // rows, line)
+                    pack_down(w, weight + start * columns + begin * PANEL, columns, inner, min(end * PANEL, columns) - begin * PANEL, packed)
+                if group + 1 < group_last:  # a few rows, and another weight soon
+                    line, each = (depth, columns) if turned else (columns, depth)
+                    _tiles(x, here, depth, 2, rows, packed, inner, begin, end, columns, y, top, edge, continued,
+                           w, weight + depth * columns, line, (each + rows - 1) // rows, line)
                 else:
-                    _tiles(x, here, depth, 1, rows, packed, words, begin, end, columns, y, top, edge, continued, x, here + ROWS * depth, depth, 1, words)
+                    _tiles(x, here, depth, 2, rows, packed, inner, begin, end, columns, y, top, edge, continued, x, here + ROWS * depth, depth, 1, inner)
 
 
 @njit(**JIT)
-def _tile(count, left, at, row, step, packed, here, words, out, place, columns, continued):
+def _tile(count, left, at, row, step, packed, here, inner, out, place, columns, scale):
     if count == ROWS:
-        tile_8(left, at, row, step, packed, here, words, out, place, columns, continued)
+        _eight(left, at, row, step, packed, here, 2 * PANEL, inner // 2, out, place, columns, scale, 0)
     elif count == 4:
-        tile_4(left, at, row, step, packed, here, words, out, place, columns, continued)
+        _four(left, at, row, step, packed, here, 2 * PANEL, inner // 2, out, place, columns, scale, 0)
     else:
-        tile_1(left, at, row, step, packed, here, words, out, place, columns, continued)
+        _one(left, at, row, step, packed, here, 2 * PANEL, inner // 2, out, place, columns, scale, 0)
 
 
 @njit(**JIT)
-def _tiles(left, at, row, step, rows, packed, words, begin, end, columns, out, top, edge, continued, ahead, at_ahead, row_ahead, each, reach):
+def _tiles(left, at, row, step, rows, packed, inner, begin, end, columns, out, top, edge, continued, ahead, at_ahead, row_ahead, each, reach):
     """out[top:top + rows, panels begin to end] (+)= left times the packed panels.
 
-    With every row `each` rows of `ahead`, `reach` numbers long, are asked for early: they are read next.
+    The lines of `out` are asked for before a tile, and with every row `each` rows of `ahead`, `reach` numbers long: they are read next.
     """
-    r, line = 0, 64 // ahead.itemsize
+    r, line, line_out, scale = 0, 64 // ahead.itemsize, 64 // out.itemsize, np.float32(continued)
     while r < rows:
         if r + ROWS > rows >= ROWS and not continued:
             r = rows - ROWS  # some rows twice, to the same end, cost less than small tiles
         count = ROWS if r + ROWS <= rows else 4 if r + 4 <= rows else 1
         for p in range(begin, end):
-            here, place = (p - begin) * words * PANEL, (top + r) * columns + p * PANEL
+            here, place = (p - begin) * inner * PANEL, (top + r) * columns + p * PANEL
             if count == ROWS:
+                for i in range(ROWS):
+                    for c in range(0, PANEL, line_out):
+                        fetch(out, place + i * columns + c)
                 for i in range((p - begin) * ROWS * each // (end - begin), (p - begin + 1) * ROWS * each // (end - begin)):
                     for k in range(0, reach, line):
-                        ask(ahead, at_ahead + (r * each + i) * row_ahead + k)
+                        fetch(ahead, at_ahead + (r * each + i) * row_ahead + k)
             if (p + 1) * PANEL <= columns:
-                _tile(count, left, at + r * row, row, step, packed, here, words, out, place, columns, continued)
+                _tile(count, left, at + r * row, row, step, packed, here, inner, out, place, columns, scale)
                 continue
-            _tile(count, left, at + r * row, row, step, packed, here, words, edge, 0, PANEL, False)
+            _tile(count, left, at + r * row, row, step, packed, here, inner, edge, 0, PANEL, np.float32(0.0))
             for i in range(count):
                 for c in range(columns - p * PANEL):
                     earlier = load(out, place + i * columns + c) if continued else np.float32(0.0)
@@ -159,15 +167,15 @@ def _outer(first, last, group_first, group_last, left, outputs, right, inputs, s
     """Rows of the panels first to last of leftᵀ right, of some of the groups."""
     panels = (inputs + PANEL - 1) // PANEL
     at_once = _even(panels, max(1, BLOCK // (CHUNK * PANEL)))
-    packed, turned = np.empty(at_once * CHUNK * PANEL, np.uint32), np.empty(SIDE * CHUNK * PANEL, np.uint32)
+    packed, turned = np.empty(at_once * CHUNK * PANEL, np.uint16), np.empty(SIDE * CHUNK * PANEL, np.uint16)
     edge = np.empty(ROWS * PANEL, np.float32)
     for group in range(group_first, group_last):
         base = group * outputs
         if starts[group] == starts[group + 1] and not add:
             out[(base + first * PANEL) * inputs:(base + min(last * PANEL, outputs)) * inputs] = np.float32(0.0)
-        for start in range(starts[group], starts[group + 1], 2 * CHUNK):
-            rows, continued = min(2 * CHUNK, starts[group + 1] - start), add or start > starts[group]
-            words = (rows + 1) // 2
+        for start in range(starts[group], starts[group + 1], CHUNK):
+            rows, continued = min(CHUNK, starts[group + 1] - start), add or start > starts[group]
+            inner = rows + rows % 2
             for begin in range(0, panels, at_once):
                 end = min(begin + at_once, panels)
                 pack_down(right, start * inputs + begin * PANEL, inputs, rows, min(end * PANEL, inputs) - begin * PANEL, packed)
@@ -179,5 +187,5 @@ def _outer(first, last, group_first, group_last, left, outputs, right, inputs, s
                         ahead, at_ahead, reach = right, (start + rows) * inputs, inputs
                     line, each = outputs if q + SIDE < last else inputs, rows // (SIDE * PANEL)
                     for c in range(0, width, PANEL):
-                        _tiles(turned, c * words, 1, PANEL, min(PANEL, width - c), packed, words, begin, end, inputs,
+                        _tiles(turned, c * inner, 2, 2 * PANEL, min(PANEL, width - c), packed, inner, begin, end, inputs,
                                out, base + q * PANEL + c, edge, continued, ahead, at_ahead + c * each * line, line, each, reach)

@@ -26,10 +26,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from kernels.lanes import JIT
-from kernels.simd import HAS_PAIRS, WIDTH, BFloat, vload, vstore, vstore_pairs
+from kernels.simd import HAS_PAIRS, WIDTH, BFloat, rounded, vload, vstore, vstore_pairs
 
 ROWS = 4  # of a tile; with 4 vectors its 16 sums, a row of the right side and a broadcast fit in 32 registers
-_VECTOR, _WORDS = ir.VectorType(ir.FloatType(), WIDTH), ir.VectorType(ir.IntType(32), WIDTH)
+_VECTOR, _WORDS, _HALVES = (ir.VectorType(kind, WIDTH) for kind in (ir.FloatType(), ir.IntType(32), ir.IntType(16)))
 
 
 def words_for(dtype: torch.dtype, *inner: int) -> np.ndarray:
@@ -76,12 +76,12 @@ def _spread(builder, value, vector):
     return builder.shuffle_vector(builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0)), undefined, ir.Constant(_WORDS, [0] * WIDTH))
 
 
-def _tile(rows: int, vectors: int):
-    """The compiled product of a `rows` x `vectors` tile."""
+def tile(rows: int, vectors: int):
+    """The compiled product of a `rows` x `vectors` tile. An `out` of bfloat16 bits is rounded once, and never read: its scale is 0."""
     @intrinsic
-    def tile(typing_context, left, at, row, step, right, at_right, step_right, depth, out, at_out, row_out, scale, at_scale):
-        pairs, by_row = left.dtype == types.uint16, isinstance(scale, types.Array)
-        vector = _WORDS if pairs else _VECTOR
+    def product(typing_context, left, at, row, step, right, at_right, step_right, depth, out, at_out, row_out, scale, at_scale):
+        pairs, by_row, narrow = left.dtype == types.uint16, isinstance(scale, types.Array), out.dtype == types.uint16
+        vector, result = _WORDS if pairs else _VECTOR, _HALVES if narrow else _VECTOR
 
         def fma(builder, a, b, total):
             return builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), "llvm.fma.v16f32"), [a, b, total])
@@ -99,7 +99,7 @@ def _tile(rows: int, vectors: int):
             at_right, step_right, depth = arguments[5:8]
             at_out, row_out, scale, at_scale = arguments[9:]
             number = _memory(context, builder, signature, arguments, 0, vector.element)
-            column, place = _memory(context, builder, signature, arguments, 4, vector), _memory(context, builder, signature, arguments, 8)
+            column, place = _memory(context, builder, signature, arguments, 4, vector), _memory(context, builder, signature, arguments, 8, result)
             word = at.type
             shift = lambda base, count, distance: builder.add(base, builder.mul(ir.Constant(word, count), distance) if count else ir.Constant(word, 0))
             lead = lambda base, v, numbers=1: builder.add(base, ir.Constant(word, v * WIDTH * numbers))
@@ -118,16 +118,19 @@ def _tile(rows: int, vectors: int):
                 kept = _spread(builder, builder.load(factor) if by_row else scale, _VECTOR)
                 for v in range(vectors):
                     target = place(lead(shift(at_out, r, row_out), v))
+                    if narrow:
+                        builder.store(rounded(builder, builder.load(sums[r][v])), target, align=2)
+                        continue
                     with builder.if_then(read):
                         builder.store(fma(builder, kept, builder.load(target, align=4), builder.load(sums[r][v])), sums[r][v])
                     builder.store(builder.load(sums[r][v]), target, align=4)
             return context.get_dummy_value()
         whole = types.intp
         return types.void(left, whole, whole, whole, right, whole, whole, whole, out, whole, whole, scale if by_row else types.float32, whole), emit
-    return tile
+    return product
 
 
-_four, _two, _tall, _one = _tile(ROWS, 4), _tile(ROWS, 2), _tile(2 * ROWS, 2), _tile(ROWS, 1)
+_four, _two, _tall, _one = tile(ROWS, 4), tile(ROWS, 2), tile(2 * ROWS, 2), tile(ROWS, 1)
 
 
 @njit(**JIT)

@@ -81,22 +81,23 @@ def keep_if(typing_context, value, condition):
     return lanes(lanes, types.boolean), emit
 
 
+def rounded(builder, vector):
+    """The bfloat16 bits of sixteen lanes, nearest even: what LLVM emits for them."""
+    if HAS_PAIRS:
+        return builder.bitcast(builder.fptrunc(vector, ir.VectorType(BFloat(), WIDTH)), _HALVES)
+    word = ir.VectorType(ir.IntType(32), WIDTH)
+    bits, full = builder.bitcast(vector, word), lambda number: ir.Constant(word, [number] * WIDTH)
+    odd = builder.and_(builder.lshr(bits, full(16)), full(1))
+    return builder.trunc(builder.lshr(builder.add(builder.add(bits, full(0x7FFF)), odd), full(16)), _HALVES)
+
+
 @intrinsic
 def vstore(typing_context, memory, i, value):
     """memory[i:i+16] = value, rounded to nearest even where the array holds bfloat16 bits."""
     def emit(context, builder, signature, arguments):
         array, index, vector = arguments
-        if signature.args[0].dtype == types.uint16 and HAS_PAIRS:
-            bits = builder.bitcast(builder.fptrunc(vector, ir.VectorType(BFloat(), WIDTH)), _HALVES)
-            builder.store(bits, _address(context, builder, signature.args[0], array, index, _HALVES), align=2)
-        elif signature.args[0].dtype == types.uint16:
-            word = ir.VectorType(ir.IntType(32), WIDTH)
-            narrow = ir.VectorType(ir.IntType(16), WIDTH)
-            bits = builder.bitcast(vector, word)
-            sixteen, one = ir.Constant(word, [16] * WIDTH), ir.Constant(word, [1] * WIDTH)
-            odd = builder.and_(builder.lshr(bits, sixteen), one)
-            rounded = builder.lshr(builder.add(builder.add(bits, ir.Constant(word, [0x7FFF] * WIDTH)), odd), sixteen)
-            builder.store(builder.trunc(rounded, narrow), _address(context, builder, signature.args[0], array, index, narrow), align=2)
+        if signature.args[0].dtype == types.uint16:
+            builder.store(rounded(builder, vector), _address(context, builder, signature.args[0], array, index, _HALVES), align=2)
         else:
             builder.store(vector, _address(context, builder, signature.args[0], array, index, _VECTOR), align=4)
         return context.get_dummy_value()
@@ -134,6 +135,22 @@ def fma(typing_context, a, b, c):
         function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), "llvm.fma.v16f32")
         return builder.call(function, arguments)
     return lanes(lanes, lanes, lanes), emit
+
+
+def _fetch(nearness: int):
+    @intrinsic
+    def fetch(typing_context, memory, i):
+        def emit(context, builder, signature, arguments):
+            pointer = _address(context, builder, signature.args[0], *arguments, ir.IntType(8))
+            flags = [ir.Constant(ir.IntType(32), n) for n in (0, nearness, 1)]
+            kind = ir.FunctionType(ir.VoidType(), [pointer.type, *(flag.type for flag in flags)])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0"), [pointer, *flags])
+            return context.get_dummy_value()
+        return types.void(memory, types.intp), emit
+    return fetch
+
+
+fetch = _fetch(3)  # asks for the cache line of memory[i], which may lie beyond the end, to be fetched into the first-level cache
 
 
 def _lane_by_lane(operation: str):
