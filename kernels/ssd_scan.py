@@ -298,8 +298,7 @@ def backward(begin, end, x, x_b, x_t, B, B_b, B_t, C, C_b, C_t, dt, decay, D, be
                 # gradient of keys and queries through the states, and of the state that enters
                 transpose(state, 0, width, size, width, state_turned, 0, word * size)
                 multiply(added, 0, width, word, state_turned, 0, word * size, CHUNK, width, size, leaving, 0, size, 0.0)
-                _copy(between, kept, whole, state, 0)
-                transpose(state, 0, width, size, width, state_turned, 0, word * size)
+                transpose(between, kept, width, size, width, state_turned, 0, word * size)
                 multiply(early, 0, width, word, state_turned, 0, word * size, CHUNK, width, size, entering, 0, size, 0.0)
                 multiply(queries_rows, 0, word, word * size, early_rows, 0, word * width, size, CHUNK, width, slope, 0, width, from_start[CHUNK - 1])
                 _positions(inputs, above, into, steps, D[h], dx, at_dx, dx_t, count, width, leaving, keys, to_keys, entering, queries, to_queries, size, sums)
