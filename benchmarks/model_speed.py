@@ -153,34 +153,35 @@ def against_transformers(passes: int) -> None:
 
 
 PARTS = (  # what a profiler's row belongs to, by the beginning of its name
-    ("matrix products", "products", "aten::mm", "aten::bmm", "aten::addmm"), ("SSD scan", "_Scan"), ("attention", "_Attention"),
-    ("causal convolution", "_Conv"), ("norms", "_RMSNorm", "_GatedRMSNorm"), ("softmax of the head", "_LinearCrossEntropy"),
+    ("matrix products", "times", "outer", "aten::mm", "aten::bmm", "aten::addmm"), ("SSD scan", "scan", "_Scan"), ("attention", "_Attention"),
+    ("causal convolution", "convolve", "_Conv"), ("norms", "gate", "_RMSNorm", "_GatedRMSNorm"), ("softmax of the head", "_LinearCrossEntropy"),
     ("experts: gather, relu², combine", "_Experts", "_ReluSquared"), ("router", "_Scores"),
     ("casts and copies", "aten::copy_", "aten::cat", "aten::fill_"), ("all else: small operations, autograd", ""),
 )
 
 
 @contextmanager
-def products_named():
-    """Compiled products under a name of their own: the profiler sees only the autograd nodes that call them."""
+def kernels_named():
+    """Compiled kernels under their own names: by itself the profiler sees only the autograd nodes that call several of them."""
     from torch.profiler import record_function
 
-    from kernels import matmul
+    from kernels import conv, matmul, norms, ssd
 
-    def named(product: Callable) -> Callable:
+    def named(name: str, kernel: Callable) -> Callable:
         def run(*arguments, **options):
-            with record_function("products"):
-                return product(*arguments, **options)
+            with record_function(name):
+                return kernel(*arguments, **options)
         return run
 
-    plain = {name: getattr(matmul, name) for name in ("times_turned", "times", "outer")}
+    inside = ((matmul, "times_turned", "times", "outer"), (ssd, "scan", "scan_backward"), (conv, "convolve", "convolve_backward"), (norms, "gate", "gate_backward"))
+    plain = [(room, name, getattr(room, name)) for room, *names in inside for name in names]
     try:
-        for name, product in plain.items():
-            setattr(matmul, name, named(product))
+        for room, name, kernel in plain:
+            setattr(room, name, named(name, kernel))
         yield
     finally:
-        for name, product in plain.items():
-            setattr(matmul, name, product)
+        for room, name, kernel in plain:
+            setattr(room, name, kernel)
 
 
 def where_time_goes(passes: int) -> None:
@@ -191,7 +192,7 @@ def where_time_goes(passes: int) -> None:
     whole = best(passes, run)[0]
     least: dict[str, float] = {}
     for _ in range(passes):
-        with profile(activities=[ProfilerActivity.CPU]) as seen, products_named():
+        with profile(activities=[ProfilerActivity.CPU]) as seen, kernels_named():
             run()
         spent = dict.fromkeys((part for part, *_ in PARTS), 0.0)
         for row in seen.key_averages():
