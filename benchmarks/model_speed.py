@@ -173,7 +173,8 @@ def kernels_named():
                 return kernel(*arguments, **options)
         return run
 
-    inside = ((matmul, "times_turned", "times", "outer"), (ssd, "scan", "scan_backward"), (conv, "convolve", "convolve_backward"), (norms, "gate", "gate_backward"))
+    inside = ((matmul, "times_turned", "times", "outer"), (ssd, "scan", "scan_backward"), (conv, "convolve", "convolve_backward"),
+              (norms, "gate", "gate_backward"))
     plain = [(room, name, getattr(room, name)) for room, *names in inside for name in names]
     try:
         for room, name, kernel in plain:
