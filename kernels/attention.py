@@ -5,7 +5,7 @@ away: a block's keys are a range, from its document's start to itself, which is 
 memory holds; bfloat16 inputs are multiplied as they are, and softmax's weights and their slopes are rounded to bfloat16 before they are multiplied, as flash
 attention does on GPUs (Dao et al. 2022). The backward keeps inputs, outputs and the log of each softmax sum, and computes the weights again.
 
-`causal_attention_reference` is torch's, with a mask. It also is the faster one where keys and values outgrow the second-level cache.
+`causal_attention_reference` is torch's, with a mask.
 
 Shapes: B batch, T positions, H query heads, J key/value heads (of R = H/J query heads), D head_dim.
 """
@@ -26,7 +26,6 @@ from kernels.simd import fma, scratch, scratch_of, splat, vadd, vexp_negative, v
 
 BLOCK = 4  # positions whose queries meet keys in one product: rows of it come in fours whatever R is
 KEYS = 128  # positions of keys a block meets at once in the backward: its scores, their slopes and both rounded stay in the first-level cache
-MOST_KEYS = 1 << 17  # T x D up to which the compiled form is known to be the faster: 512 KB of float32 each for keys and values
 
 
 def causal_attention_reference(q_BTHD: Tensor, k_BTJD: Tensor, v_BTJD: Tensor, seq_idx_BT: Tensor | None = None) -> Tensor:
@@ -46,7 +45,7 @@ def document_mask(seq_idx_BT: Tensor) -> Tensor:
 def causal_attention(q_BTHD: Tensor, k_BTJD: Tensor, v_BTJD: Tensor, seq_idx_BT: Tensor | None = None) -> Tensor:
     """`causal_attention_reference`, compiled where it applies. A document is a run of equal numbers in `seq_idx`."""
     heads, kv_heads, width = q_BTHD.shape[2], k_BTJD.shape[2], q_BTHD.shape[3]
-    fits = heads % kv_heads == 0 and width % LANES == 0 and q_BTHD.shape[1] * width <= MOST_KEYS
+    fits = heads % kv_heads == 0 and width % LANES == 0
     if not fits or not runs_here(q_BTHD, k_BTJD, v_BTJD) or not q_BTHD.dtype == k_BTJD.dtype == v_BTJD.dtype:
         return causal_attention_reference(q_BTHD, k_BTJD, v_BTJD, seq_idx_BT)
     return _Attention.apply(q_BTHD, k_BTJD, v_BTJD, _starts(q_BTHD, seq_idx_BT))
