@@ -79,8 +79,8 @@ class Engine:
             outputs.append(_output(prompt, request))
             sequences += request
         self._forget_old_weights()
-        training = self.lm.training
-        self.lm.eval()
+        if training := self.lm.training:
+            self.lm.eval()
         try:
             for sequence in sequences:
                 self.scheduler.add(sequence)
@@ -92,7 +92,8 @@ class Engine:
             self._readers.clear()
             raise
         finally:
-            self.lm.train(training)
+            if training:
+                self.lm.train()
         self.write_texts(sequences)
         return outputs
 
