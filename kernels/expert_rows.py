@@ -14,8 +14,11 @@ from numba import njit
 from torch import Tensor
 
 from kernels.lanes import JIT, flat, load, over_tiles, runs_here, store
+from kernels.simd import WIDTH as LANES
+from kernels.simd import fetch, fma, splat, vload, vmul, vstore, vsum
 
 TOKENS = 64  # a tile of tokens
+AHEAD = 4  # tokens whose rows are asked for before their turn
 NUMBERS = 1 << 14  # a tile of numbers
 
 
@@ -122,29 +125,46 @@ def _place(index, free, place, token):
 
 
 @njit(**JIT)
-def _gather(first, last, rows, place, weight, y, width):
-    total = np.empty(width, np.float32)
-    for t in range(first, last):
-        total[:] = np.float32(0.0)
+def _ask(memory, place, t, tokens, width):
+    """For the rows of a token that comes soon: they lie scattered, where no hardware expects them."""
+    if t < tokens:
         for k in range(place.shape[1]):
-            at = place[t, k] * width
-            row, share = rows[at:at + width], weight[t, k]
-            for i in range(width):
-                total[i] += share * load(row, i)
-        out = y[t * width:(t + 1) * width]
-        for i in range(width):
-            store(out, i, total[i])
+            for i in range(0, width, 64 // memory.itemsize):
+                fetch(memory, place[t, k] * width + i)
+
+
+@njit(**JIT)
+def _gather(first, last, rows, place, weight, y, width):
+    whole = width // LANES * LANES
+    for t in range(first, last):
+        _ask(rows, place, t + AHEAD, place.shape[0], width)
+        for i in range(0, whole, LANES):
+            total = splat(np.float32(0.0))
+            for k in range(place.shape[1]):
+                total = fma(splat(weight[t, k]), vload(rows, place[t, k] * width + i), total)
+            vstore(y, t * width + i, total)
+        for i in range(whole, width):
+            single = np.float32(0.0)
+            for k in range(place.shape[1]):
+                single += weight[t, k] * load(rows, place[t, k] * width + i)
+            store(y, t * width + i, single)
 
 
 @njit(**JIT)
 def _gather_slope(first, last, rows, place, weight, dy, drows, dweight, width):
+    whole = width // LANES * LANES
     for t in range(first, last):
-        slope = dy[t * width:(t + 1) * width]
+        _ask(rows, place, t + AHEAD, place.shape[0], width)
+        _ask(drows, place, t + AHEAD, place.shape[0], width)
         for k in range(place.shape[1]):
-            at = place[t, k] * width
-            row, out, share, along = rows[at:at + width], drows[at:at + width], weight[t, k], np.float32(0.0)
-            for i in range(width):
-                along += load(row, i) * load(slope, i)
-            for i in range(width):
-                store(out, i, share * load(slope, i))
-            dweight[t, k] = along
+            at, share, along = place[t, k] * width, weight[t, k], splat(np.float32(0.0))
+            for i in range(0, whole, LANES):
+                slope = vload(dy, t * width + i)
+                along = fma(vload(rows, at + i), slope, along)
+                vstore(drows, at + i, vmul(splat(share), slope))
+            total = vsum(along)
+            for i in range(whole, width):
+                slope = load(dy, t * width + i)
+                total += load(rows, at + i) * slope
+                store(drows, at + i, share * slope)
+            dweight[t, k] = total
