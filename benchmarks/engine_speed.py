@@ -94,8 +94,8 @@ def passing(dtype: torch.dtype, size: int, rows: int) -> tuple[float, float]:
     return size / seconds, 2 * rows * outputs * 256 / seconds
 
 
-def guess(folder: Path, batch: int, temperature: float, passes: int, new: int) -> None:
-    """Plain decoding, always 2 or 3 guesses, and 2 while they pay: same prompts, same tokens, in turns."""
+def guess(folder: Path, batch: int, temperature: float, stream: bool, passes: int, new: int) -> None:
+    """Plain decoding, always 2 or 3 guesses, and 2 while they pay: same prompts, same tokens, in turns. `stream`: a call a step, as a server works."""
     from tokenizers import Tokenizer
 
     lm, tokenizer = HybridLM.from_pretrained(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -106,13 +106,20 @@ def guess(folder: Path, batch: int, temperature: float, passes: int, new: int) -
     written = {}
 
     def work(engine: Engine) -> None:
-        written[id(engine)] = [o.outputs[0].token_ids for o in engine.generate(prompts, wanted)]
+        if stream:
+            outputs = [engine.submit(prompt, wanted).output for prompt in prompts]
+            while engine.busy:
+                engine.step()
+        else:
+            outputs = engine.generate(prompts, wanted)
+        written[id(engine)] = [o.outputs[0].token_ids for o in outputs]
 
     times = best(passes, *(lambda engine=engine: work(engine) for engine in engines))
     for name, engine, seconds in zip(("plain", "2 guesses, always", "3 guesses, always", "2 guesses while they pay"), engines, times):
         accepted = engine.scheduler.drafter.payoff.acceptance_length if engine.guesses else 1.0
         same = written[id(engine)] == written[id(engines[0])]
-        print(f"| {batch} | {temperature} | {name} | {batch * new / seconds:,.0f} | {times[0] / seconds:.2f} | {accepted:.2f} | {same} |", flush=True)
+        given = "streamed" if stream else "at once"
+        print(f"| {batch} | {temperature} | {given} | {name} | {batch * new / seconds:,.0f} | {times[0] / seconds:.2f} | {accepted:.2f} | {same} |", flush=True)
 
 
 def main() -> None:
@@ -130,10 +137,11 @@ def main() -> None:
     if arguments.floor:
         return floor()
     if arguments.guess:
-        print("| batch | temperature | how | tokens/s | ratio | acceptance length | same tokens |\n|---|---|---|---|---|---|---|")
+        print("| batch | temperature | given out | how | tokens/s | ratio | acceptance length | same tokens |\n|---|---|---|---|---|---|---|---|")
         for temperature in (0.0, 1.0):
             for batch in arguments.batch:
-                guess(arguments.guess, batch, temperature, arguments.passes, arguments.new)
+                for stream in (False, True):
+                    guess(arguments.guess, batch, temperature, stream, arguments.passes, arguments.new)
         return
     print("| batch | dtype | transformers tokens/s | gristmill tokens/s | ratio | tokens equal |\n|---|---|---|---|---|---|")
     for dtype in arguments.dtype:

@@ -59,9 +59,10 @@ class Payoff:
     """Does a round earn what it costs? It writes `tokens` a row and takes as long as `cost` plain steps; guessing goes on while tokens > MARGIN * cost.
 
     Both are measured while running (moving averages), apart for 1, 2-3, 4-7, ... sequences, for a pass over many rows is bound by arithmetic and
-    one over few by reading weights. The loser is tried again every PROBE steps, TRIES times. Times decide how fast tokens come, never which."""
+    one over few by reading weights. The loser is tried again every PROBE steps, TRIES times: as many as a call
+    makes rounds, which share the time Python takes. Times decide how fast tokens come, never which."""
 
-    FIRST, PROBE, TRIES, WEIGHT, MARGIN = 6, 512, 3, 0.15, 1.05  # near break-even the clock cannot tell, and plain steps bring tokens more evenly
+    FIRST, PROBE, TRIES, WEIGHT, MARGIN = 16, 1024, 16, 0.15, 1.05  # near break-even the clock cannot tell, and plain steps bring tokens more evenly
 
     def __init__(self, *, always: bool = False) -> None:
         self.always = always

@@ -128,13 +128,13 @@ def test_guessing_stops_where_it_does_not_pay_and_is_tried_again():
     good, bad = Payoff(), Payoff()
     for payoff, tokens in ((good, 2.4), (bad, 1.1)):
         took = []
-        for _ in range(600):
+        for _ in range(2400):
             guess = payoff.next(1)
             took.append(guess)
             payoff.note(1, guess, 1.8 if guess else 1.0, tokens if guess else 1)
-        share = np.mean(took[20:])
+        share = np.mean(took[2 * Payoff.FIRST:])
         assert share > 0.97 if tokens > 2 else share < 0.03
-    assert sum(took[12:]) > 0, "the loser is probed"
+    assert sum(took[2 * Payoff.FIRST:]) > 0, "the loser is probed"
 
 
 def test_models_without_the_block_say_so(lm, tokenizer):
