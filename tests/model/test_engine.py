@@ -21,6 +21,21 @@ def test_greedy_equals_full_forward_passes(lm, tokenizer):
     assert all(o.outputs[0].finish_reason == "length" for o in outputs)
 
 
+def test_many_rounds_a_call_write_what_single_ones_do(lm, tokenizer, monkeypatch):
+    """More requests than slots, ended by stop tokens and by their limits, on one thread and on two."""
+    given = prompts(9, seed=31)
+    each = [SamplingParams(temperature=0, max_tokens=3 + 7 * i, stop_token_ids=list(range(16 + i, 60, 9))) for i in range(9)]
+    written = []
+    monkeypatch.setattr("kernels.bits.PARALLEL_ELEMENTS", 1)
+    for rounds, threads in ((1, 1), (16, 1), (16, 2)):
+        monkeypatch.setattr("model.engine.engine.ROUNDS", rounds)
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        outputs = [o.outputs[0] for o in Engine(lm, tokenizer, max_slots=4, max_length=128).generate(given, each)]
+        written.append([(o.token_ids, o.finish_reason, o.stop_reason) for o in outputs])
+    assert written[0] == written[1] == written[2]
+    assert {reason for _, reason, _ in written[0]} == {"length", "stop"}
+
+
 def test_same_sample_alone_and_in_any_batch(lm, tokenizer):
     given = prompts(7, seed=1)
     rng = np.random.default_rng(2)
