@@ -14,8 +14,8 @@ import numpy as np
 from numba import njit
 
 from kernels.lanes import JIT, store
-from kernels.simd import WIDTH, splat, vadd, vexp_negative, vlarger, vload, vmul, vpeak, vstore, vsub, vsum, within
-from kernels.skinny import PANEL, padded, prefetch, product, turn
+from kernels.simd import WIDTH, prefetch, splat, vadd, vexp_negative, vlarger, vload, vmul, vpeak, vstore, vsub, vsum, within
+from kernels.skinny import PANEL, padded, product, turn
 
 BLOCK = 64  # keys
 GROUP = 8  # rows

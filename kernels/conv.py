@@ -18,8 +18,7 @@ from torch import Tensor
 from kernels.lanes import JIT, ROWS, flat, over_tiles, runs_here, tiles
 from kernels.products import per
 from kernels.simd import WIDTH as LANES
-from kernels.simd import fma, keep_if, splat, vadd, vload, vmul, vsigmoid, vstore, vsub
-from kernels.skinny import prefetch
+from kernels.simd import fma, keep_if, prefetch, splat, vadd, vload, vmul, vsigmoid, vstore, vsub
 from kernels.triton.dispatch import twin
 
 TAPS = 4  # the width the compiled loops are written for; others run the reference

@@ -13,8 +13,7 @@ import numpy as np
 from numba import njit
 
 from kernels.lanes import JIT, exp, sigmoid, store
-from kernels.simd import WIDTH, fma, splat, vload, vmul, vsigmoid, vstore, vsum8
-from kernels.skinny import prefetch
+from kernels.simd import WIDTH, fma, prefetch, splat, vload, vmul, vsigmoid, vstore, vsum8
 
 TAPS = 4
 ROWS = 8  # of a state at a time

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from kernels.lanes import JIT, ROWS, flat, load, over_tiles, runs_here, store, tiles
 from kernels.simd import WIDTH as LANES
-from kernels.simd import fma, scratch, splat, vload, vmul, vsigmoid, vstore, vsub, vsum
-from kernels.skinny import prefetch
+from kernels.simd import fma, prefetch, scratch, splat, vload, vmul, vsigmoid, vstore, vsub, vsum
 from kernels.triton.dispatch import twin
 
 AHEAD = 2  # rows the gated norm asks for before their turn

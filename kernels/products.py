@@ -26,7 +26,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from kernels.lanes import JIT
-from kernels.simd import HAS_PAIRS, WIDTH, BFloat, rounded, vload, vstore, vstore_pairs
+from kernels.simd import HAS_PAIRS, WIDTH, multiply_pairs, rounded, vload, vstore, vstore_pairs
 
 ROWS = 4  # of a tile; with 4 vectors its 16 sums, a row of the right side and a broadcast fit in 32 registers
 _VECTOR, _WORDS, _HALVES = (ir.VectorType(kind, WIDTH) for kind in (ir.FloatType(), ir.IntType(32), ir.IntType(16)))
@@ -83,16 +83,10 @@ def tile(rows: int, vectors: int):
         pairs, by_row, narrow = left.dtype == types.uint16, isinstance(scale, types.Array), out.dtype == types.uint16
         vector, result = _WORDS if pairs else _VECTOR, _HALVES if narrow else _VECTOR
 
-        def fma(builder, a, b, total):
+        def fma(builder, total, a, b):
             return builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), "llvm.fma.v16f32"), [a, b, total])
 
-        def multiply_add(builder, a, b, total):
-            if not pairs:
-                return fma(builder, a, b, total)
-            numbers = ir.VectorType(BFloat(), 2 * WIDTH)
-            kind, name = ir.FunctionType(_VECTOR, [_VECTOR, numbers, numbers]), "llvm.x86.avx512bf16.dpbf16ps.512"
-            a, b = (builder.bitcast(words, numbers) for words in (a, b))
-            return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [total, a, b])
+        multiply_add = multiply_pairs if pairs else fma
 
         def emit(context, builder, signature, arguments):
             at, row, step = arguments[1:4]
@@ -110,7 +104,7 @@ def tile(rows: int, vectors: int):
                 for r in range(rows):
                     factor = _spread(builder, builder.load(number(builder.add(shift(at, r, row), builder.mul(loop.index, step))), align=2), vector)
                     for v in range(vectors):
-                        builder.store(multiply_add(builder, factor, columns[v], builder.load(sums[r][v])), sums[r][v])
+                        builder.store(multiply_add(builder, builder.load(sums[r][v]), factor, columns[v]), sums[r][v])
             read = ir.Constant(ir.IntType(1), 1) if by_row else builder.fcmp_unordered("!=", scale, ir.Constant(ir.FloatType(), 0.0))
             for r in range(rows):
                 if by_row:
@@ -122,7 +116,7 @@ def tile(rows: int, vectors: int):
                         builder.store(rounded(builder, builder.load(sums[r][v])), target, align=2)
                         continue
                     with builder.if_then(read):
-                        builder.store(fma(builder, kept, builder.load(target, align=4), builder.load(sums[r][v])), sums[r][v])
+                        builder.store(fma(builder, builder.load(sums[r][v]), kept, builder.load(target, align=4)), sums[r][v])
                     builder.store(builder.load(sums[r][v]), target, align=4)
             return context.get_dummy_value()
         whole = types.intp

@@ -91,6 +91,21 @@ def rounded(builder, vector):
     return builder.trunc(builder.lshr(builder.add(builder.add(bits, full(0x7FFF)), odd), full(16)), _HALVES)
 
 
+def multiply_pairs(builder, total, a, b):
+    """total + both products of the bfloat16 pairs in sixteen words, lane by lane (LLVM): one instruction, or two multiply-adds of widened halves."""
+    word = ir.VectorType(ir.IntType(32), WIDTH)
+
+    def call(name, *values):
+        return builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(_VECTOR, [value.type for value in values]), name), values)
+
+    if HAS_PAIRS:
+        numbers = ir.VectorType(BFloat(), 2 * WIDTH)
+        return call("llvm.x86.avx512bf16.dpbf16ps.512", total, builder.bitcast(a, numbers), builder.bitcast(b, numbers))
+    low = lambda pair: builder.bitcast(builder.shl(pair, ir.Constant(word, [16] * WIDTH)), _VECTOR)
+    high = lambda pair: builder.bitcast(builder.and_(pair, ir.Constant(word, [0xFFFF0000] * WIDTH)), _VECTOR)
+    return call("llvm.fma.v16f32", high(a), high(b), call("llvm.fma.v16f32", low(a), low(b), total))
+
+
 @intrinsic
 def vstore(typing_context, memory, i, value):
     """memory[i:i+16] = value, rounded to nearest even where the array holds bfloat16 bits."""
@@ -150,7 +165,7 @@ def _fetch(nearness: int):
     return fetch
 
 
-fetch = _fetch(3)  # asks for the cache line of memory[i], which may lie beyond the end, to be fetched into the first-level cache
+fetch, prefetch = _fetch(3), _fetch(2)  # ask for the cache line of memory[i], which may lie beyond the end: into the first-level cache, the second
 
 
 def _lane_by_lane(operation: str):

@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
 from kernels.lanes import JIT, store
-from kernels.simd import lanes, splat, vstore
+from kernels.simd import lanes, multiply_pairs, prefetch, splat, vstore
 
 PANEL = 32  # outputs: two vectors
-HAS_BF16 = bool(binding.get_host_cpu_features().get("avx512bf16", False))
 
 
 @njit(**JIT)
@@ -74,19 +73,6 @@ def pack(weight_NK: Tensor, words: np.ndarray) -> None:
     target.view(-1, source.shape[1], PANEL).copy_(source.view(-1, PANEL, source.shape[1]).transpose(1, 2))
 
 
-class _BFloat(ir.Type):
-    """LLVM's bfloat, which llvmlite has no name for."""
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other) -> bool:
-        return isinstance(other, _BFloat)
-
-    def __hash__(self) -> int:
-        return hash("bfloat")
-
-
 @intrinsic
 def multiply_add(typing_context, total, words, i, inputs, j):
     """total + words[i:i+16] * inputs[j] lane by lane; for pairs the lower product first where the machine has no instruction for both."""
@@ -111,28 +97,8 @@ def multiply_add(typing_context, total, words, i, inputs, j):
             return fma(weight, spread(builder.load(input_pointer), float_16), sums)
         weight = builder.load(builder.bitcast(weight_pointer, word_16.as_pointer()), align=4)
         pair = spread(builder.load(input_pointer), word_16)
-        if HAS_BF16:
-            bfloat_32 = ir.VectorType(_BFloat(), 32)
-            name = "llvm.x86.avx512bf16.dpbf16ps.512"
-            function = builder.module.globals.get(name) or ir.Function(builder.module, ir.FunctionType(float_16, [float_16, bfloat_32, bfloat_32]), name)
-            return builder.call(function, [sums, builder.bitcast(weight, bfloat_32), builder.bitcast(pair, bfloat_32)])
-        low = lambda word: builder.bitcast(builder.shl(word, ir.Constant(word_16, [16] * 16)), float_16)
-        high = lambda word: builder.bitcast(builder.and_(word, ir.Constant(word_16, [0xFFFF0000] * 16)), float_16)
-        return fma(high(weight), high(pair), fma(low(weight), low(pair), sums))
+        return multiply_pairs(builder, sums, weight, pair)
     return lanes(lanes, words, types.intp, inputs, types.intp), emit
-
-
-@intrinsic
-def prefetch(typing_context, memory, i):
-    """Asks for the cache line of memory[i], which may lie beyond the end, to be fetched into the second-level cache."""
-    def emit(context, builder, signature, arguments):
-        word, byte = ir.IntType(32), ir.IntType(8).as_pointer()
-        name = "llvm.prefetch.p0"
-        function = builder.module.globals.get(name) or ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [byte, word, word, word]), name)
-        base = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        builder.call(function, [builder.bitcast(builder.gep(base, [arguments[1]]), byte), *(ir.Constant(word, n) for n in (0, 2, 1))])
-        return context.get_dummy_value()
-    return types.void(memory, types.intp), emit
 
 
 @intrinsic

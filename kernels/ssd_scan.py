@@ -24,8 +24,7 @@ from numba import njit
 from kernels.lanes import JIT
 from kernels.products import ROWS, multiply, per, put_both, put_rows, put_turned, transpose
 from kernels.simd import WIDTH as LANES
-from kernels.simd import fma, scratch, scratch_of, splat, vadd, vload, vmul, vstore, vsum, vsum8, within
-from kernels.skinny import prefetch
+from kernels.simd import fma, prefetch, scratch, scratch_of, splat, vadd, vload, vmul, vstore, vsum, vsum8, within
 
 CHUNK = 32  # positions, a multiple of 16: products within a chunk grow with it, states kept and turned shrink
 
