@@ -24,6 +24,7 @@ from kernels.lanes import JIT, store
 from kernels.simd import lanes, multiply_pairs, prefetch, splat, vstore
 
 PANEL = 32  # outputs: two vectors
+AHEAD = 2048  # words asked for before their turn where two to four rows meet a weight: experts of a batch, whose weights come from memory
 
 
 @njit(**JIT)
@@ -178,6 +179,8 @@ def _four(words, at, inputs, m, most, width, out, to, stride):
     r0, r1, r2, r3 = m * width, m1 * width, m2 * width, m3 * width
     for k in range(width):
         i = at + k * PANEL
+        prefetch(words, i + AHEAD)
+        prefetch(words, i + AHEAD + 16)
         a0, b0 = multiply_add(a0, words, i, inputs, r0 + k), multiply_add(b0, words, i + 16, inputs, r0 + k)
         a1, b1 = multiply_add(a1, words, i, inputs, r1 + k), multiply_add(b1, words, i + 16, inputs, r1 + k)
         a2, b2 = multiply_add(a2, words, i, inputs, r2 + k), multiply_add(b2, words, i + 16, inputs, r2 + k)
