@@ -51,7 +51,8 @@ def test_bfloat16_is_no_further_from_float64_than_the_kernels_apart(one_node):
     apart = graded(mix_reference, projected, narrow, sizes, ids, slope)
     for name, mine, other, true in zip(("y", "projected", *Weights._fields), graded(one_node, projected, narrow, sizes, ids, slope), apart, exact):
         assert mine.dtype == other.dtype
-        assert (mine.double() - true).norm() <= 1.1 * (other.double() - true).norm(), name
+        allowed = max(1.1 * (other.double() - true).norm(), 2**-8 * true.norm())  # of a few heads' sums either may be the luckier: a rounding is allowed
+        assert (mine.double() - true).norm() <= allowed, name
 
 
 def test_other_widths_are_composed():
