@@ -60,15 +60,18 @@ def test_groups_are_products_of_their_own():
 
 
 @pairs
-def test_same_bits_on_any_number_of_threads():
+@pytest.mark.parametrize("loads", [None, [40] * 17 + [20]])
+def test_same_bits_on_any_number_of_threads(loads, monkeypatch):
+    monkeypatch.setattr("kernels.bits.PARALLEL_ELEMENTS", 1)
     g = torch.Generator().manual_seed(4)
-    x, w, dy = torch.randn(700, 258, generator=g).bfloat16(), torch.randn(330, 258, generator=g), torch.randn(700, 330, generator=g).bfloat16()
+    x, dy = torch.randn(700, 258, generator=g).bfloat16(), torch.randn(700, 330, generator=g).bfloat16()
+    w = torch.randn(*([len(loads)] if loads else []), 330, 258, generator=g)
     before = torch.get_num_threads()
     results = []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            results.append((matmul.times_turned(x, w), matmul.times(dy, w), matmul.outer(dy, x)))
+            results.append((matmul.times_turned(x, w, loads), matmul.times(dy, w, loads), matmul.outer(dy, x, loads)))
     finally:
         torch.set_num_threads(before)
     assert all(map(torch.equal, *results))

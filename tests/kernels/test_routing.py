@@ -28,7 +28,8 @@ def test_widths_that_are_no_whole_vectors_take_the_reference():
     assert torch.equal(scores(x, weight), scores_reference(x, weight))
 
 
-def test_same_bits_on_any_number_of_threads():
+def test_same_bits_on_any_number_of_threads(monkeypatch):
+    monkeypatch.setattr("kernels.bits.PARALLEL_ELEMENTS", 1)
     x, weight, slope = torch.randn(1000, 64), torch.randn(24, 64), torch.randn(1000, 24)
     before, results = torch.get_num_threads(), []
     try:
