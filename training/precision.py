@@ -139,8 +139,9 @@ class PrecisionPolicy:
         return "fp32" if self.recipe == "fp32" or isinstance(module, Router) else "bf16"
 
     def _gemm(self, precision: str, name: str):
-        if precision != "nvfp4":
-            return GEMMS[precision]
+        if precision == "mxfp8":
+            return mxfp8_gemm
+        assert precision == "nvfp4", precision
         gemm = NVFP4Gemm(self, name)
         self._gemms.append(gemm)
         return gemm
@@ -174,14 +175,6 @@ def _flops(lm: nn.Module, name: str, module: nn.Module) -> float:
     return work * (depth if name.startswith("mtp.") else 1 + depth if name == "lm_head" else 1)
 
 
-def bf16_gemm(x: Tensor, w_NK: Tensor) -> Tensor:
-    return F.linear(x.bfloat16(), w_NK.bfloat16()).to(x.dtype)
-
-
-def fp32_gemm(x: Tensor, w_NK: Tensor) -> Tensor:
-    return F.linear(x.float(), w_NK.float()).to(x.dtype)
-
-
 def mxfp8_gemm(x: Tensor, w_NK: Tensor) -> Tensor:
     """1x32 blocks along the contraction axis of each of the three products, E4M3 throughout, to nearest."""
     x_TK = x.bfloat16().reshape(-1, x.shape[-1])
@@ -205,9 +198,6 @@ class NVFP4Gemm:
     def _seed(self, role: str) -> int:
         text = f"{self.policy.seed}/{self.policy.step}/{self.name}/{self.calls}/{role}"
         return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-GEMMS = {"bf16": bf16_gemm, "fp32": fp32_gemm, "mxfp8": mxfp8_gemm}
 
 
 class _NVFP4(torch.autograd.Function):
