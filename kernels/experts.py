@@ -66,7 +66,7 @@ def experts(x_TL: Tensor, up_EML: Tensor, down_ELM: Tensor, index_TK: Tensor, we
     flat = index_TK.reshape(-1)
     loads = (torch.bincount(flat, minlength=count) if load_E is None else load_E).tolist()
     if plain and runs_here(x_TL, up_EML, down_ELM, weight_TK) and (masters or x_TL.dtype == up_EML.dtype == down_ELM.dtype):
-        return _Experts.apply(x_TL, up_EML, down_ELM, weight_TK.float(), index_TK, loads)
+        return _Experts.apply(x_TL, up_EML, down_ELM, weight_TK.float(), index_TK, Compiled(loads) if masters else Library(loads))
     order = torch.argsort(flat, stable=True)
     place = torch.empty_like(order)
     place[order] = torch.arange(order.numel(), device=order.device)
@@ -94,13 +94,13 @@ class _Experts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x_TL, up_EML, down_ELM, weight_TK, index_TK, loads):
-        ctx.products = products = Compiled(loads) if reads_masters(x_TL, up_EML) else Library(loads)
+    def forward(ctx, x_TL, up_EML, down_ELM, weight_TK, index_TK, products):
         place_TK, token_S = place(index_TK, products.rooms)
         rows_SL = x_TL.index_select(0, token_S)
         inner_SM = products.times_turned(rows_SL, up_EML)
         out_SL = products.times_turned(relu_squared_(inner_SM), down_ELM)
         ctx.save_for_backward(rows_SL, inner_SM, out_SL, up_EML, down_ELM, weight_TK, place_TK)
+        ctx.products = products
         return gather(out_SL, place_TK, weight_TK)
 
     @staticmethod

@@ -50,11 +50,11 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TK, w_NK):
         ctx.save_for_backward(x_TK, w_NK)
-        return times_turned(x_TK, w_NK)
+        return matmul.times_turned(x_TK, w_NK)
 
     @staticmethod
     def backward(ctx, dy_TN):
         x_TK, w_NK = ctx.saved_tensors
         dx_TK = times(dy_TN, w_NK) if ctx.needs_input_grad[0] else None
-        dw_NK = outer(dy_TN, x_TK).to(w_NK.dtype) if ctx.needs_input_grad[1] else None
+        dw_NK = matmul.outer(dy_TN, x_TK).to(w_NK.dtype) if ctx.needs_input_grad[1] else None
         return dx_TK, dw_NK

@@ -199,17 +199,8 @@ def vsum8(typing_context, a, b, c, d, e, f, g, h):
 
 
 @intrinsic
-def vmax(typing_context, a, b):
-    """The larger of each pair of lanes."""
-    def emit(context, builder, signature, arguments):
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 2), "llvm.maxnum.v16f32")
-        return builder.call(function, arguments)
-    return lanes(lanes, lanes), emit
-
-
-@intrinsic
 def vlarger(typing_context, a, b):
-    """The larger of each pair of lanes, a where one is NaN: a single instruction, where `vmax`'s care for NaN takes three."""
+    """The larger of each pair of lanes, a where one is NaN: a single instruction, where care for NaN takes three."""
     def emit(context, builder, signature, arguments):
         a, b = arguments
         return builder.select(builder.fcmp_ordered(">", b, a), b, a)
@@ -228,26 +219,6 @@ def within(typing_context, a, i, low, high, other):
         inside = builder.icmp_unsigned("<", builder.sub(ir.Constant(word, list(range(WIDTH))), begin), size)
         return builder.select(inside, a, spread(other, _VECTOR))
     return lanes(lanes, types.intp, types.intp, types.intp, types.float32), emit
-
-
-@intrinsic
-def vexp(typing_context, x):
-    """e^x, `kernels.lanes.exp` of sixteen lanes."""
-    def emit(context, builder, signature, arguments):
-        def call(name, *values):
-            function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * len(values)), f"llvm.{name}.v16f32")
-            return builder.call(function, values)
-        word, full = ir.VectorType(ir.IntType(32), WIDTH), lambda number: ir.Constant(_VECTOR, [float(np.float32(number))] * WIDTH)
-        x = call("minnum", call("maxnum", arguments[0], full(-87.0)), full(87.0))
-        n = call("rint", builder.fmul(x, full(1.4426950408889634)))
-        r = call("fma", n, full(2.12194440e-4), call("fma", n, full(-0.693359375), x))
-        p = full(1.9875691500e-4)
-        for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-            p = call("fma", p, r, full(coefficient))
-        p = call("fma", p, builder.fmul(r, r), builder.fadd(r, full(1.0)))
-        power = builder.shl(builder.add(builder.fptosi(n, word), ir.Constant(word, [127] * WIDTH)), ir.Constant(word, [23] * WIDTH))
-        return builder.fmul(p, builder.bitcast(power, _VECTOR))
-    return lanes(lanes), emit
 
 
 @intrinsic
@@ -307,7 +278,7 @@ def _power(f):
 
 @njit(**JIT)
 def vexp_negative(x):
-    """e^x for x <= 0 to two units in the last place, 0 from -87.7 down: what a softmax asks for, in half `vexp`'s instructions. Rounded as in `vsigmoid`."""
+    """e^x for x <= 0 to two units in the last place, 0 from -87.7 down: what a softmax asks for, in few instructions. Rounded as in `vsigmoid`."""
     x, log2e, shift = vlarger(x, splat(np.float32(-88.0))), splat(np.float32(1.4426950408889634)), splat(np.float32(12583039.0))
     shifted = fma(x, log2e, shift)
     return vmul(_power(fma(x, log2e, vsub(shift, shifted))), _low_bits_as_exponent(shifted))

@@ -19,7 +19,7 @@ from kernels import hybrid_step as kernel
 from kernels.bits import in_spans
 from kernels.lanes import flat
 from kernels.mamba_step import ROWS, TAPS
-from kernels.simd import WIDTH
+from kernels.simd import WIDTH, scratch
 from kernels.skinny import PANEL, pack, padded
 from model.cache import Cache
 from model.linear import stamp
@@ -66,13 +66,6 @@ def _router(target: np.ndarray, parameters: list[Tensor]) -> None:
     target[-len(bias):] = bias.detach().float().numpy()
 
 
-def _on_a_line(size: int, dtype: type) -> np.ndarray:
-    """Numbers of 32 bits that begin on a cache line: a vector across two lines costs two accesses."""
-    memory = np.empty(size + WIDTH, dtype)
-    skip = -(memory.ctypes.data // memory.itemsize) % WIDTH
-    return memory[skip:skip + size]
-
-
 class Packed:
     """The packed copy of a HybridLM (`lm.packed()`)."""
 
@@ -98,7 +91,7 @@ class Packed:
             self.draft_table = self._table(lm.mtp.layers, lm.config.mtp_pattern, join=True)
             self.draft_norm = self._small([lm.mtp.layers[-1].final_layernorm.weight], _values)
         self.products = [module for module in lm.modules() if "gemm" in module.__dict__]
-        self.words = _on_a_line(self._length["words"], np.uint32 if self.pairs else np.float32)
+        self.words = scratch(self._length["words"]).view(np.uint32 if self.pairs else np.float32)
         self.small = np.empty(self._length["small"], np.float32)
         ends = {}
         for array, at, _, _ in reversed(self._planned):

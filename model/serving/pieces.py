@@ -4,13 +4,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from model import chat, tools
-from model.serving.calls import CallReader
-
-Piece = tuple[str, str]  # ("reasoning_content" or "content", text), ("call", a tool's name), ("arguments", of that call, a piece of JSON)
+from model.serving.calls import CallReader, Piece
 
 
 class AnswerReader:
-    """`reasoning_content` until </think> (with thinking on), then `content`, out of which calls are taken if there are tools."""
+    """`reasoning_content` until </think> (with thinking on), then `content`, out of which calls are taken if there are tools: pieces of those two kinds, and a
+    `CallReader`'s."""
 
     def __init__(self, *, thinking: bool = False, known: Sequence[tools.Tool] = (), one_call: bool = False) -> None:
         self.thinking, self.held, self.at_start = thinking, "", False
