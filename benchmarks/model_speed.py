@@ -6,8 +6,8 @@
     python benchmarks/model_speed.py --mode memory      # the scan's backward over length and chunk; a step with and without recomputation
 
 The configuration is `MEMEM*EMEM*E`, hidden 256, 8 Mamba heads x 64 with a state of 64 in 2 groups, 16 experts of 256 of which 2 work, a shared one of
-512, vocabulary 8192; batches of 4 x 512 tokens. transformers holds bf16 weights; ours, as it trains, float32 masters that it casts in every step, and
-in a row of its own bf16 weights too.
+512, vocabulary 8192; batches of 4 x 512 tokens. transformers holds bf16 weights; ours, as it trains, float32 masters, and in a row of
+its own bf16 weights too.
 transformers runs as it comes, in a process of its own; a second one has the allocator setting our training makes (`training.allocator`). Passes alternate
 and the best of each counts, for other work on the machine only ever slows one down. `benchmarks/engine_speed.py` decodes.
 """
